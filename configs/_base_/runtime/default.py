@@ -1,0 +1,11 @@
+evaluation = dict(mode='whole')
+data = dict(
+    batch_size=8,  # labelled images a batch, over all ranks together
+    unlabeled_batch_size=None,  # as many as labelled ones
+    crop=None,  # None: half the images' short side in steps of 32, between 96 and 512
+    scale=(0.75, 1.5),
+    flip=0.5,
+    workers=2)
+views = dict(
+    weak=[dict(type='PhotoMetricDistortion')],
+    strong=[dict(type='PhotoMetricDistortion', hue_delta=32), dict(type='RandomBlur'), dict(type='RandomGray')])

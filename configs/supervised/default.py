@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/schedules/adamw_2k.py',
+    '../_base_/runtime/default.py',
+]
+method = dict(type='Supervised')

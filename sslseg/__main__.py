@@ -1,0 +1,16 @@
+"""``python -m sslseg`` and the console script."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    from sslseg.cli.app import app
+    from sslseg.cli.console import run
+
+    sys.exit(run(lambda: app(standalone_mode=False, prog_name="sslseg")))
+
+
+if __name__ == "__main__":
+    main()

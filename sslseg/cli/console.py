@@ -1,0 +1,57 @@
+"""What the commands share on the terminal: one line on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sslseg.errors import UserError
+from sslseg.progress import note, stderr
+
+__all__ = ["JsonFlag", "emit", "note", "run", "source_argument", "stderr"]
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the path.")]
+
+
+def is_main_process() -> bool:
+    """True on rank 0 of a distributed launch and everywhere outside one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0) == 0
+
+
+def emit(path: Path | str, record: dict[str, Any] | None = None, *, as_json: bool = False) -> None:
+    """Print the command's only line on stdout: the path of what it made, or ``record`` as JSON with the path in it."""
+    if is_main_process():
+        line = json.dumps({"path": str(path), **(record or {})}) if as_json else str(path)
+        print(line, flush=True)
+
+
+def source_argument(value: str | None) -> str | None:
+    """Resolve ``-`` to the one line that the command before us in the pipeline printed."""
+    if value != "-":
+        return value
+    line = sys.stdin.readline().strip()
+    if not line:
+        raise UserError("stdin is empty: the command before '-' in the pipeline failed or printed no path; see its message above")
+    if line.startswith("{"):
+        try:
+            return str(json.loads(line)["path"])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"stdin holds no path: {line[:80]!r}; pipe the output of another sslseg command") from error
+    return line
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Call ``main`` and turn what it raises into the contract's exit codes (0, 1, 2, 130)."""
+    from sslseg.cli.errors import exit_code
+
+    try:
+        # Outside its standalone mode Typer returns the code of `typer.Exit`, and a command's own result is None.
+        return main() or 0
+    except BaseException as error:
+        return exit_code(error)

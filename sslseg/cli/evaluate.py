@@ -1,0 +1,121 @@
+"""``sslseg eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sslseg.cli.console import JsonFlag, emit, is_main_process, source_argument, stderr
+from sslseg.cli.options import (
+    CropOption,
+    DataOption,
+    DeviceOption,
+    LauncherOption,
+    ModeOption,
+    SplitOption,
+    StrideOption,
+    TtaOption,
+    WhichOption,
+    WorkersOption,
+)
+
+if TYPE_CHECKING:
+    from sslseg.split import Split
+
+
+def command(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Run directory, checkpoint or store, or '-'; by default the newest run.", show_default=False),
+    ] = None,
+    subset: Annotated[str, typer.Option(help="Images of the split to score a model on: val, labeled, train, ...")] = "val",
+    which: WhichOption = "best",
+    split: SplitOption = None,
+    data: DataOption = None,
+    mode: ModeOption = "whole",
+    crop: CropOption = None,
+    stride: StrideOption = None,
+    tta: TtaOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+    launcher: LauncherOption = "none",
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for panels (image, truth, prediction, error) and the confusion matrix.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the scores; by default beside what was scored.", show_default=False)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score a model, or the masks of a store, against the labels.
+
+    A run is scored by its best checkpoint, and the last one's score from its training is shown beside it. A store is
+    scored on those of its ids that have a label. The mode is part of every number.
+    """
+    from sslseg.artifacts import enclosing_run, find_model, identify
+    from sslseg.cli.options import check_which, find_split, protocol
+    from sslseg.distributed import launch
+    from sslseg.evaluate import evaluate_model, evaluate_store
+    from sslseg.files import write_json
+    from sslseg.store import StoreReader
+    from sslseg.workspace import Workspace
+
+    launch(launcher, device)
+    artifact = identify(source_argument(source) or Workspace.load().newest_run())
+    if artifact.kind == "store":
+        store = StoreReader(artifact.path)
+        run = enclosing_run(artifact.path)
+        given = find_split(split or (run.split_folder if run is not None else None), data)
+        scores = evaluate_store(store, given, figures=figures)
+        target = artifact.path.with_name(f"{artifact.path.stem}-eval.json")
+    else:
+        model = find_model(artifact.path, which=check_which(which))
+        given = find_split(split or (model.run.split_folder if model.run is not None else None), data)
+        chosen = protocol(mode, crop, stride, tta=tta)
+        scores = evaluate_model(model, given, subset=subset, protocol=chosen, workers=workers, figures=figures)
+        scores |= _training_scores(model)
+        name = "-".join(["eval", subset, model.checkpoint.stem, *_words(chosen)])
+        target = (model.run.folder if model.run is not None else model.checkpoint.parent) / f"{name}.json"
+    path = out or target
+    if is_main_process():
+        _show(scores, given)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, scores)
+    emit(path, scores, as_json=as_json)
+
+
+def _words(protocol: Any) -> list[str]:
+    return [word for word in "".join(c if c.isalnum() or c in ".-" else " " for c in str(protocol)).split() if word]
+
+
+def _training_scores(model: Any) -> dict[str, Any]:
+    """Return the last and best checkpoints' scores as training has recorded them."""
+    record = model.run.read() if model.run is not None else {}
+    keys = ("last", "best", "protocol")
+    return dict(training={key: record[key] for key in keys}, method=record["method"], seed=record["seed"]) if "last" in record else {}
+
+
+def _show(scores: dict[str, Any], split: Split) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{split.dataset.name}, {scores['subset']} ({scores['images']} images), {scores['protocol']}")
+    for heading in ("class", "IoU", "accuracy"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name in split.dataset.classes:
+        cells = (scores[key][name] for key in ("IoU", "Acc"))
+        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in cells))
+    table.add_section()
+    table.add_row("mean", f"{scores['mIoU']:.2f}", f"{scores['mAcc']:.2f}", style="bold")
+    stderr.print(table)
+    training = scores.get("training", {})
+    recorded = [
+        f"{which} checkpoint {training[which]['mIoU']:.2f} (step {training[which]['iter']})"
+        for which in ("last", "best")
+        if training.get(which, {}).get("mIoU") is not None
+    ]
+    stderr.print(f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})", highlight=False)
+    if recorded:
+        stderr.print(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}", highlight=False)

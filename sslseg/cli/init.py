@@ -1,0 +1,93 @@
+"""``sslseg init``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sslseg.cli.console import JsonFlag, emit, note, stderr
+
+if TYPE_CHECKING:
+    from sslseg.init import Findings
+
+
+def command(
+    data: Annotated[Path, typer.Option("--data", help="Folder of the dataset, or a text file of image-mask pairs.")],
+    layout: Annotated[
+        str, typer.Option(help="auto, folder, voc, cityscapes, pascal-context, pairs or shapes.")
+    ] = "auto",
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Value in the masks that means 'no label', such as 255.", show_default=False)
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names by index: 'sky,road,car', or a file with one name a line.", show_default=False),
+    ] = None,
+    unlabeled_dir: Annotated[
+        Path | None, typer.Option(help="A further folder of images without masks.", show_default=False)
+    ] = None,
+    val_pairs: Annotated[
+        Path | None, typer.Option(help="Validation pairs, for --layout pairs.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Short name; by default the folder's.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing sslseg.toml.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Describe a dataset in sslseg.toml, which the other commands of this folder then use.
+
+    The layout is detected, the classes are counted in up to 200 masks, and the names are taken from classes.txt,
+    labels.txt, class_names.txt, codes.txt or class_dict.csv beside the images, where one is there.
+    """
+    from dataclasses import replace
+
+    from sslseg.errors import UserError
+    from sslseg.init import describe, write_toml
+    from sslseg.workspace import TOML
+
+    if Path(TOML).exists() and not force:
+        raise UserError(f"{TOML} exists; add --force to write it anew, or edit it")
+    found = describe(
+        data,
+        layout_name=layout,
+        ignore_index=ignore_index,
+        classes=classes,
+        unlabeled_dir=unlabeled_dir,
+        val_pairs=val_pairs,
+        name=name,
+    )
+    if found.guessed and sys.stdin.isatty() and stderr.is_terminal:
+        guess = found.description.ignore_index
+        answer = typer.prompt("Value in the masks that means 'no label' (none: -1)", default=-1 if guess is None else guess, type=int, err=True)
+        if answer != (-1 if guess is None else guess):
+            found = describe(data, layout_name=layout, ignore_index=answer, classes=classes, unlabeled_dir=unlabeled_dir, val_pairs=val_pairs, name=name)
+            found = replace(found, guessed=False)
+    _show(found)
+    path = write_toml(found, Path(TOML), force=force)
+    emit(path, found.description.to_dict(), as_json=as_json)
+
+
+def _show(found: Findings) -> None:
+    from rich.table import Table
+
+    description, listing = found.description, found.listing
+    table = Table(title=f"{description.name}: layout {description.layout}, {description.num_classes} classes")
+    table.add_column("class")
+    table.add_column("share of pixels", justify="right")
+    known = found.pixels.copy()
+    if description.ignore_index is not None:
+        known[description.ignore_index] = 0
+    if found.masks and "label_map" not in description.options:
+        for index, name in enumerate(description.classes):
+            table.add_row(name, f"{100 * known[index] / max(known.sum(), 1):.2f} %")
+        stderr.print(table)
+    for side, samples in (("train", listing.train), ("val", listing.val)):
+        masks = sum(sample.mask is not None for sample in samples.values())
+        note(f"{side}: {len(samples)} images, {masks} with a mask")
+    if found.guessed:
+        value = "none" if description.ignore_index is None else description.ignore_index
+        note(f"ignore index: {value} (guessed from {found.masks} masks; set it with --ignore-index if that is wrong)")
+    if not listing.val:
+        note("no validation images were found: give them to `sslseg split` with --val-list")

@@ -1,0 +1,130 @@
+"""``sslseg split``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sslseg.cli.console import JsonFlag, emit, note, stderr
+from sslseg.cli.options import DataOption, WorkersOption
+
+if TYPE_CHECKING:
+    from sslseg.data.scan import Scan
+    from sslseg.split import Split
+
+PathOption = Path | None
+
+
+def command(
+    ratio: Annotated[
+        str | None, typer.Option(help="Labelled share: 1/8, 12.5% or 0.125. Default: 1/8.", show_default=False)
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Number of labelled images instead.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    nested: Annotated[
+        bool, typer.Option(help="Make the smaller ratios of a seed prefixes of the larger ones.")
+    ] = True,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Cover every class and keep the class shares; reads all training masks.")
+    ] = False,
+    labeled_list: Annotated[
+        PathOption, typer.Option(help="Published list of labelled images, in any known format.", show_default=False)
+    ] = None,
+    unlabeled_list: Annotated[
+        PathOption, typer.Option(help="List of unlabelled images; by default all others.", show_default=False)
+    ] = None,
+    val_list: Annotated[PathOption, typer.Option(help="List of validation images.", show_default=False)] = None,
+    data: DataOption = None,
+    layout: Annotated[str, typer.Option(help="Layout of --data, as for sslseg init.")] = "auto",
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Ignore index of --data, as for sslseg init.", show_default=False)
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names of --data, as for sslseg init.", show_default=False)
+    ] = None,
+    unlabeled_dir: Annotated[
+        PathOption, typer.Option(help="A further folder of images without masks.", show_default=False)
+    ] = None,
+    scan: Annotated[bool, typer.Option(help="Open every image and the labelled masks to find damage now.")] = True,
+    workers: WorkersOption = 2,
+    out: Annotated[
+        PathOption, typer.Option(help="Folder to write; by default splits/<dataset>-<ratio>-seed<seed>.", show_default=False)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Choose which training images count as labelled, and write split.json and plain lists.
+
+    Without sslseg.toml and --data the embedded dataset is used. The masks of unlabelled images are never read, except
+    by --stratify.
+    """
+    from dataclasses import replace
+
+    from sslseg.init import describe
+    from sslseg.split import SplitOptions, make_split
+    from sslseg.workspace import Workspace
+
+    workspace = Workspace.load()
+    if data is not None:
+        found = describe(data, layout_name=layout, ignore_index=ignore_index, classes=classes, unlabeled_dir=unlabeled_dir)
+        dataset = found.description
+    else:
+        dataset = workspace.description()
+        if unlabeled_dir is not None:
+            options = dataset.options | dict(unlabeled_dir=str(unlabeled_dir.absolute()))
+            dataset = replace(dataset, options=options)
+    split = make_split(
+        dataset,
+        SplitOptions(
+            ratio=ratio,
+            count=count,
+            seed=seed,
+            nested=nested,
+            stratify=stratify,
+            labeled_list=labeled_list,
+            unlabeled_list=unlabeled_list,
+            val_list=val_list,
+            workers=workers,
+        ),
+    )
+    if scan:
+        from sslseg.data.scan import scan as look
+
+        sides = {side: split.samples(side) for side in ("labeled", "unlabeled", "val")}
+        _show(split, look(sides, dataset, masks=("labeled", "val"), workers=workers))
+    note(f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation images")
+    if split.family["name"] != "own draw":
+        share = f", {100 * split.family['fine_share']:.1f} % finely annotated" if "fine_share" in split.family else ""
+        note(f"family: {split.family['name']}{share}; do not compare rows of different split families")
+    path = split.save(out or workspace.splits / _folder_name(split))
+    counts = {side: len(getattr(split, side)) for side in ("labeled", "unlabeled", "val")}
+    emit(path, dict(counts, sha256=split.sha256, seed=split.seed, ratio=split.ratio, family=split.family), as_json=as_json)
+
+
+def _folder_name(split: Split) -> str:
+    if split.strategy == "list":
+        amount = Path(split.family.get("list", "list")).stem
+    else:
+        amount = (split.ratio or str(len(split.labeled))).replace("/", "_").replace("%", "pct")
+    parts = [split.dataset.name, amount, *(word.strip() for word in split.strategy.split(",") if word != "random")]
+    name = "-".join(part.replace(" ", "-") for part in parts if part != "list")
+    return name if split.seed is None else f"{name}-seed{split.seed}"
+
+
+def _show(split: Split, scans: list[Scan]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{split.dataset.name}: classes by side (images that hold it, share of labelled pixels)")
+    table.add_column("class")
+    sides = [side for side in scans if side.name != "unlabeled" and side.images]
+    for side in sides:
+        table.add_column(f"{side.name} images", justify="right")
+        table.add_column("share", justify="right")
+    for index, name in enumerate(split.dataset.classes):
+        cells = [text for side in sides for text in (str(side.occurrences[index]), f"{100 * side.shares[index]:.2f} %")]
+        table.add_row(name, *cells)
+    stderr.print(table)
+    absent = [name for index, name in enumerate(split.dataset.classes) if scans[0].occurrences[index] == 0]
+    if absent:
+        note(f"no labelled image holds: {', '.join(absent)}; try --stratify or another --seed")

@@ -1,0 +1,169 @@
+"""Datasets over the ids of a split, and the loaders that training and inference take their batches from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.device import get_device
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sslseg.data.description import DatasetDescription, Sample
+from sslseg.data.files import label_table
+from sslseg.data.labels import ignore_value
+from sslseg.data.sampler import Draw, MixedSampler
+from sslseg.data.transforms import LoadSample, MultiView, PadToCrop, pack
+
+Views = dict[str, Sequence[dict[str, Any]]]
+
+
+def seed_everything(*entropy: int) -> None:
+    """Seed Python, NumPy and torch from non-negative integers."""
+    words = np.random.SeedSequence(entropy).generate_state(2)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]))
+    torch.manual_seed(int(words[1]))
+
+
+def source(sample: Sample, *, labeled: bool) -> dict[str, Any]:
+    """Return the start of a transform pipeline; the mask of an unlabelled sample is not even named in it."""
+    return dict(img_path=sample.image, seg_map_path=sample.mask if labeled else None, sample_id=sample.id)
+
+
+class StreamDataset(Dataset):
+    """The labelled stream (0) and the unlabelled stream (1), cropped and branched into views.
+
+    Augmentation is seeded by each draw's position, so batches do not depend on the number of workers and a resumed
+    run draws what an uninterrupted one would have drawn.
+    """
+
+    def __init__(
+        self,
+        streams: dict[str, list[Sample]],
+        *,
+        description: DatasetDescription,
+        views: dict[str, Views],
+        crop: tuple[int, int],
+        scale: tuple[float, float],
+        flip: float,
+        image_mean: Sequence[float],
+        seed: int,
+    ) -> None:
+        ignore_index = ignore_value(description.num_classes)
+        self.load = LoadSample(label_table(description))
+        self.geometry = {
+            # A crop that one class fills is drawn again, which only labelled images allow.
+            name: Compose(
+                [
+                    dict(type="RandomScale", factors=scale),
+                    dict(
+                        type="RandomCrop",
+                        crop_size=crop,
+                        cat_max_ratio=0.75 if name == "labeled" else 1.0,
+                        ignore_index=ignore_index,
+                    ),
+                    dict(type="RandomFlip", prob=flip),
+                ]
+            )
+            for name in streams
+        }
+        self.pad = PadToCrop(crop, image_value=image_mean, ignore_index=ignore_index)
+        self.names = list(streams)
+        self.samples = list(streams.values())
+        self.views = [MultiView(name, views[name]) for name in self.names]
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return sum(map(len, self.samples))
+
+    def __getitem__(self, draw: Draw) -> dict[str, dict[str, Any]]:
+        seed_everything(self.seed, draw.stream, draw.position)
+        name = self.names[draw.stream]
+        results = self.load(source(self.samples[draw.stream][draw.index], labeled=name == "labeled"))
+        return self.views[draw.stream](self.pad(self.geometry[name](results)))
+
+
+class ImageDataset(Dataset):
+    """Whole images in the order of their ids, with their masks where ``labeled``; ``index`` is kept for the order."""
+
+    def __init__(self, samples: Sequence[Sample], *, description: DatasetDescription, labeled: bool) -> None:
+        self.samples, self.labeled = samples, labeled
+        self.load = LoadSample(label_table(description))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = source(self.samples[index], labeled=self.labeled)
+        return pack(self.load(sample))
+
+
+def collate_branches(batch: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, list[Any]]]:
+    """Regroup samples that lie in different branches into one ``{branch: {"inputs": [...], "data_samples": [...]}}``."""
+    branches: dict[str, dict[str, list[Any]]] = {}
+    for sample in batch:
+        for branch, packed in sample.items():
+            lists = branches.setdefault(branch, dict(inputs=[], data_samples=[]))
+            for key, value in packed.items():
+                lists[key].append(value)
+    return {branch: branches[branch] for branch in sorted(branches)}
+
+
+def collate_list(batch: list[Any]) -> list[Any]:
+    return batch
+
+
+def train_loader(
+    dataset: StreamDataset, counts: Sequence[int], *, seed: int, workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """Return an endless loader of ``counts[s]`` samples of each stream for this rank's batch."""
+    sizes = [len(samples) for samples in dataset.samples]
+    sampler = MixedSampler(sizes, counts, seed=seed, rank=rank, world_size=world_size)
+    return DataLoader(
+        dataset,
+        batch_size=sum(counts),
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate_branches,
+        worker_init_fn=single_thread_worker,
+        persistent_workers=workers > 0,
+        pin_memory=get_device() == "cuda",
+    )
+
+
+class FixedBatches(Sampler[list[int]]):
+    """Give batch k of the whole list to rank k modulo the number of ranks.
+
+    Which images share a batch does not depend on the number of ranks, so neither do the predictions' last bits.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        starts = range(rank * batch_size, size, batch_size * world_size)
+        self.batches = [list(range(start, min(start + batch_size, size))) for start in starts]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def image_loader(dataset: Dataset, batches: Sampler[list[int]] | Sequence[list[int]], *, workers: int) -> DataLoader:
+    """Return a loader of lists of packed images, one list for each batch of indices."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate_list,
+        worker_init_fn=single_thread_worker,
+    )
+
+
+def single_thread_worker(worker_id: int) -> None:
+    """Keep OpenCV in a loader's worker to one thread: the workers are the parallelism."""
+    cv2.setNumThreads(0)

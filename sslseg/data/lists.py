@@ -1,0 +1,117 @@
+"""Reading the lists of labelled and unlabelled images that other programs have published."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sslseg.data.layouts.base import stem
+from sslseg.errors import UserError
+
+NAME_ENDS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtFine")
+PICKLE_START = b"\x80"
+PICKLED_NAMES = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+@dataclass(frozen=True)
+class IdList:
+    """Ids read from a list file; ``permutation`` tells that it orders the whole training set and must still be cut."""
+
+    ids: list[str]
+    permutation: bool = False
+
+
+def read_list(path: Path, known: Sequence[str], *, train: Sequence[str] = ()) -> IdList:
+    """Read any of the published formats and map its entries to the ids ``known``.
+
+    A line is an id, an image path, or an image path and a mask path; a leading slash, CRLF and a missing last line end
+    are fine. A pickle holds a permutation of the training list ``train``, in its order. An entry matches the id that
+    equals the longest end of its path (``jena/jena_000078_000019`` or ``jena_000078_000019``).
+
+    Raises:
+        UserError: naming file and line of an entry that matches no id or several, or that comes twice.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"list {path} cannot be read ({error.strerror}); check its path") from error
+    if data.startswith(PICKLE_START):
+        return IdList([train[index] for index in _permutation(path, data, len(train))], permutation=True)
+    index = _index(known)
+    ids: dict[str, int] = {}
+    try:
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"list {path} is neither text nor a pickle; give a list of ids or paths") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        # One column may hold spaces only when a tab separates it from the next.
+        entry = line.split("\t")[0].strip() if "\t" in line else line.split()[0]
+        name = _match(entry, index, f"{path}:{number}")
+        if name in ids:
+            raise UserError(f"{path}:{number} names {name!r} again (first in line {ids[name]}); remove one of the lines")
+        ids[name] = number
+    if not ids:
+        raise UserError(f"list {path} is empty; give one with at least one id")
+    return IdList(list(ids))
+
+
+def _tails(name: str) -> list[str]:
+    """Return a path's ends, longest first."""
+    parts = PurePosixPath(name.lstrip("/")).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _index(known: Iterable[str]) -> dict[str, list[str]]:
+    index: dict[str, list[str]] = {}
+    for name in known:
+        for tail in _tails(name):
+            index.setdefault(tail, []).append(name)
+    return index
+
+
+def _match(entry: str, index: dict[str, list[str]], where: str) -> str:
+    name = stem(entry.removeprefix("./"))
+    for end in ("", *NAME_ENDS):
+        if not name.endswith(end):
+            continue
+        for tail in _tails(name.removesuffix(end)):
+            found = index.get(tail, [])
+            exact = [candidate for candidate in found if candidate == tail]
+            if len(exact or found) == 1:
+                return (exact or found)[0]
+            if found:
+                raise UserError(f"{where}: {entry!r} could be {found[0]!r} or {found[1]!r}; write the longer path")
+    raise UserError(f"{where}: {entry!r} is no image of the dataset; check that list and dataset belong together")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PICKLED_NAMES:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def _permutation(path: Path, data: bytes, size: int) -> list[int]:
+    try:
+        array = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # unpickling foreign bytes can raise anything; nothing but arrays is built by it
+        raise UserError(f"list {path} is a pickle of something else than an array ({error}); it was not loaded") from error
+    if not isinstance(array, np.ndarray) or not np.array_equal(np.sort(array.ravel()), np.arange(size)):
+        raise UserError(f"list {path} is no permutation of the {size} training images; it belongs to another dataset")
+    return [int(value) for value in array.ravel()]

@@ -1,0 +1,96 @@
+"""Looking at every file of a split before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from sslseg.data.description import DatasetDescription, Sample
+from sslseg.data.files import label_table, read_image, read_mask
+from sslseg.errors import UserError
+from sslseg.progress import track
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a side of a split holds; ``pixels`` is images x classes, with a row of zeros where there is no mask."""
+
+    name: str
+    images: int
+    pixels: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each class among the labelled pixels."""
+        return self.pixels.sum(axis=0) / max(self.pixels.sum(), 1)
+
+    @property
+    def occurrences(self) -> np.ndarray:
+        """Number of images that hold each class."""
+        return (self.pixels > 0).sum(axis=0)
+
+
+def scan(
+    sides: dict[str, Sequence[Sample]], description: DatasetDescription, *, masks: Sequence[str], workers: int
+) -> list[Scan]:
+    """Check in parallel that every image opens and, on the sides named in ``masks``, that its mask exists and fits.
+
+    The masks of the other sides are not read.
+
+    Raises:
+        UserError: naming the first file that is wrong and how many there are.
+    """
+    table = label_table(description)
+    jobs = [(side, sample) for side, samples in sides.items() for sample in samples]
+
+    def look(job: tuple[str, Sample]) -> np.ndarray | UserError:
+        side, sample = job
+        try:
+            return _check(sample, table, description, with_mask=side in masks)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        results = list(track(pool.map(look, jobs), "scan", total=len(jobs)))
+    problems = [result for result in results if isinstance(result, UserError)]
+    if problems:
+        more = f" (and {len(problems) - 1} more such files of {len(jobs)})" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+    scans, start = [], 0
+    for side, samples in sides.items():
+        rows = [result for result in results[start : start + len(samples)] if isinstance(result, np.ndarray)]
+        start += len(samples)
+        scans.append(Scan(side, len(samples), np.array(rows, np.int64).reshape(len(rows), description.num_classes)))
+    return scans
+
+
+def histograms(samples: Sequence[Sample], description: DatasetDescription, *, workers: int) -> np.ndarray:
+    """Return the class pixels of each sample's mask, images x classes."""
+    table = label_table(description)
+
+    def count(sample: Sample) -> np.ndarray:
+        return _histogram(read_mask(str(sample.mask), table), description.num_classes)
+
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        return np.array(list(track(pool.map(count, samples), "read masks", total=len(samples))))
+
+
+def _histogram(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    return np.bincount(mask.ravel(), minlength=num_classes)[:num_classes]
+
+
+def _check(sample: Sample, table: np.ndarray, description: DatasetDescription, *, with_mask: bool) -> np.ndarray:
+    image = read_image(sample.image)
+    if not with_mask:
+        return np.zeros(description.num_classes, np.int64)
+    if sample.mask is None:
+        raise UserError(f"image {sample.image} has no mask but is labelled; add the mask or leave {sample.id!r} out of the list")
+    mask = read_mask(sample.mask, table)
+    if mask.shape != image.shape[:2]:
+        raise UserError(
+            f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}; make them equal"
+        )
+    return _histogram(mask, description.num_classes)

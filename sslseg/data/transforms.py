@@ -1,0 +1,138 @@
+"""Transforms that mmseg and mmcv lack: reading any image or mask, branching into views, packing with or without labels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, Compose
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from sslseg.data.files import read_image, read_mask
+from sslseg.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadSample(BaseTransform):
+    """Read the image, and its mask when the sample is labelled; else a map that marks every pixel of the image valid.
+
+    Geometric transforms move ``gt_seg_map`` or ``valid_map`` with the image, so that pixels that padding adds are
+    known as such on labelled and unlabelled images alike.
+    """
+
+    def __init__(self, label_table: np.ndarray) -> None:
+        self.label_table = label_table
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = read_image(results["img_path"])
+        results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2], reduce_zero_label=False)
+        if results["seg_map_path"] is not None:
+            results["gt_seg_map"] = read_mask(results["seg_map_path"], self.label_table)
+            results["seg_fields"] = ["gt_seg_map"]
+        else:
+            results["valid_map"] = np.zeros(image.shape[:2], np.uint8)
+            results["seg_fields"] = ["valid_map"]
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomScale(BaseTransform):
+    """Resize by a random factor of the image's own size; mmcv's RandomResize needs one absolute size for a dataset."""
+
+    def __init__(self, factors: tuple[float, float]) -> None:
+        self.factors = factors
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        factor = np.random.uniform(*self.factors)
+        size = (max(round(width * factor), 1), max(round(height * factor), 1))
+        results["img"] = cv2.resize(results["img"], size, interpolation=cv2.INTER_LINEAR)
+        for key in results["seg_fields"]:
+            results[key] = cv2.resize(results[key], size, interpolation=cv2.INTER_NEAREST)
+        results["img_shape"] = results["img"].shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class PadToCrop(BaseTransform):
+    """Pad at the right and at the bottom to the crop size: the image with its mean colour, its maps with ignore."""
+
+    def __init__(self, crop: tuple[int, int], *, image_value: Sequence[float], ignore_index: int) -> None:
+        self.crop = crop
+        self.image_value = tuple(image_value)
+        self.ignore_index = ignore_index
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        border = (0, max(self.crop[0] - height, 0), 0, max(self.crop[1] - width, 0))
+        if any(border):
+            constant = cv2.BORDER_CONSTANT
+            results["img"] = cv2.copyMakeBorder(results["img"], *border, constant, value=self.image_value)
+            for key in results["seg_fields"]:
+                # 255 also marks padding of a valid map, which has one byte a pixel whatever the class count.
+                value = self.ignore_index if key == "gt_seg_map" else np.iinfo(np.uint8).max
+                results[key] = cv2.copyMakeBorder(results[key], *border, constant, value=value)
+            results["img_shape"] = results["img"].shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomBlur(BaseTransform):
+    """Gaussian blur of random sigma (pixels) with a probability."""
+
+    def __init__(self, prob: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
+        self.prob, self.sigma = prob, sigma
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if np.random.rand() < self.prob:
+            results["img"] = cv2.GaussianBlur(results["img"], (0, 0), np.random.uniform(*self.sigma))
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomGray(BaseTransform):
+    """Grey image (three equal channels) with a probability."""
+
+    def __init__(self, prob: float = 0.2) -> None:
+        self.prob = prob
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if np.random.rand() < self.prob:
+            gray = cv2.cvtColor(results["img"], cv2.COLOR_BGR2GRAY)
+            results["img"] = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+        return results
+
+
+class MultiView:
+    """Branch one cropped sample into named photometric views, which therefore stay pixel-aligned.
+
+    Returns ``{"<stream>_<view>": packed sample}``.
+    """
+
+    def __init__(self, stream: str, views: dict[str, Sequence[dict[str, Any]]]) -> None:
+        self.stream = stream
+        self.views = {name: Compose(list(transforms)) for name, transforms in views.items()}
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        packed = {}
+        for name, transforms in self.views.items():
+            view = transforms(copy.deepcopy(results) if len(self.views) > 1 else results)
+            packed[f"{self.stream}_{name}"] = pack(view)
+        return packed
+
+
+def pack(results: dict[str, Any]) -> dict[str, Any]:
+    """Turn a results dict into ``{"inputs": uint8 tensor 3 x H x W, "data_samples": SegDataSample}``."""
+    image = np.ascontiguousarray(results["img"].transpose(2, 0, 1))
+    sample = SegDataSample(metainfo={key: results[key] for key in ("img_path", "sample_id", "img_shape", "ori_shape")})
+    if "gt_seg_map" in results:
+        label = torch.from_numpy(results["gt_seg_map"].astype(np.int64))
+        sample.set_data(dict(gt_sem_seg=PixelData(data=label[None])))
+    elif "valid_map" in results:
+        sample.set_data(dict(valid_map=PixelData(data=torch.from_numpy(results["valid_map"] == 0)[None])))
+    return dict(inputs=torch.from_numpy(image), data_samples=sample)

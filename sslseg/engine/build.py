@@ -1,0 +1,206 @@
+"""From a config to an mmengine Runner: model, loaders, optimiser, schedule and hooks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size, is_distributed, is_main_process
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from sslseg import __version__
+from sslseg.data.dataset import FixedBatches, ImageDataset, StreamDataset, image_loader, seed_everything, train_loader
+from sslseg.data.labels import ignore_value
+from sslseg.engine.checkpoints import BEST, LAST, Checkpoints
+from sslseg.engine.monitor import Monitor
+from sslseg.engine.steps import StepSeed, StopOnSignal, SyncBuffers
+from sslseg.engine.validation import ScoreLoop
+from sslseg.errors import UserError
+from sslseg.inference import Protocol
+from sslseg.networks.weights import initialize
+from sslseg.registry import METHODS
+from sslseg.run import Run
+from sslseg.split import Split
+from sslseg.train import TrainOptions, batch_counts
+
+LOG = "mmengine.log"
+RECORDS_A_RUN, LARGEST_RECORD_INTERVAL = 100, 50
+VALIDATION_BATCH = 4
+
+
+@dataclass
+class Training:
+    """A runner and the hooks whose findings outlive it."""
+
+    runner: Runner
+    checkpoints: Checkpoints
+    monitor: Monitor
+    stop: StopOnSignal
+    scratch: Path
+
+    def result(self) -> dict[str, Any]:
+        """Return what the run's record says of a finished training: last and best checkpoint with their scores."""
+        loop = self.runner.val_loop
+        score = None if loop is None else loop.last_score
+        last = dict(iter=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=score)
+        if loop is None:
+            return dict(last=last, best=last, protocol=None)
+        kept = self.checkpoints
+        best = dict(iter=kept.best_iter, checkpoint=f"checkpoints/{BEST}", mIoU=kept.best_score)
+        return dict(last=last, best=best, protocol=str(loop.protocol))
+
+    def close(self) -> None:
+        """Release the terminal, the signals and mmengine's scratch folder."""
+        self.monitor.close()
+        self.stop.restore()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def build_training(run: Run, split: Split, config: Any, options: TrainOptions) -> Training:
+    """Build everything that ``config`` describes; only the hooks write, during training."""
+    seed_everything(options.seed)
+    iters = 1 if options.dry_run else config.schedule.iters
+    interval = config.schedule.get("val_interval") or max(iters // config.schedule.validations, 1)
+    checkpoints = Checkpoints(run.checkpoints, interval=interval, identity=identity(split, config), resume=options.resume)
+    monitor = Monitor(run.folder, interval=max(min(iters // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
+    stop = StopOnSignal()
+    hooks = [StepSeed(options.seed), SyncBuffers(interval), stop]
+    if not options.dry_run:
+        hooks += [monitor, checkpoints]
+    scratch = Path(tempfile.mkdtemp(prefix="sslseg-"))
+    logger = quiet_logger(scratch.name, None if options.dry_run else run.folder / LOG)
+    model = METHODS.build(dict(config.method, segmentor=config.model))
+    initialize(model, options.pretrained)
+    runner = QuietRunner(
+        logger,
+        model=model,
+        work_dir=str(scratch),
+        train_dataloader=stream_loader(split, config, model),
+        train_cfg=dict(by_epoch=False, max_iters=iters, val_interval=interval, val_begin=0),
+        optim_wrapper=optim_wrapper(config),
+        param_scheduler=param_schedulers(config, iters),
+        **({} if options.dry_run or not split.val else validation(split, config)),
+        default_hooks=dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
+        custom_hooks=hooks,
+        launcher=options.launcher,
+        env_cfg=dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0)),
+        randomness=dict(seed=options.seed),
+        default_scope="sslseg",
+        experiment_name=scratch.name,
+        cfg=dict(model_wrapper_cfg=wrapper(config)) if is_distributed() else None,
+    )
+    return Training(runner, checkpoints, monitor, stop, scratch)
+
+
+def identity(split: Split, config: Any) -> dict[str, Any]:
+    """Return what a checkpoint tells of itself; no path of this machine, so equal runs give equal files."""
+    return dict(
+        method=config.method.type,
+        config=config.pretty_text,
+        dataset=split.dataset.content(),
+        split_sha256=split.sha256,
+        seed=config.seed,
+        program_version=__version__,
+    )
+
+
+class QuietRunner(Runner):
+    """mmengine's Runner with a logger of ours."""
+
+    def __init__(self, logger: MMLogger, **arguments: Any) -> None:
+        self._quiet_logger = logger
+        super().__init__(**arguments)
+
+    def build_logger(self, *arguments: Any, **keywords: Any) -> MMLogger:
+        return self._quiet_logger
+
+
+def quiet_logger(name: str, path: Path | None) -> MMLogger:
+    """Return mmengine's current logger: into a file, never to the terminal."""
+    main = is_main_process()
+    logger = MMLogger.get_instance(name, log_level="INFO", log_file=str(path) if path and main else None, file_mode="a")
+    logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+    return logger
+
+
+def stream_loader(split: Split, config: Any, model: Any) -> DataLoader:
+    """Return the endless loader of the streams and views that the method reads; a rank gets its share of a batch."""
+    streams = {name: split.samples(name) for name in model.views}
+    for name, samples in streams.items():
+        if not samples:
+            raise UserError(f"the split has no {name} images, which {config.method.type} needs; make another with `sslseg split`")
+    total, world_size = batch_counts(config, streams), get_world_size()
+    for name, count in total.items():
+        if count % world_size:
+            raise UserError(f"{count} {name} images a batch cannot be shared by {world_size} ranks; change --batch-size")
+    mean = model.student.data_preprocessor.mean.flatten().tolist()
+    views = {name: {view: config.views[view] for view in names} for name, names in model.views.items()}
+    dataset = StreamDataset(
+        streams,
+        description=split.dataset,
+        views=views,
+        crop=tuple(config.data.crop),
+        scale=tuple(config.data.scale),
+        flip=config.data.flip,
+        image_mean=mean[::-1],  # images are BGR until the preprocessor turns them
+        seed=config.seed,
+    )
+    counts = [count // world_size for count in total.values()]
+    return train_loader(
+        dataset, counts, seed=config.seed, workers=config.data.workers, rank=get_rank(), world_size=world_size
+    )
+
+
+def validation(split: Split, config: Any) -> dict[str, Any]:
+    """Return the Runner's arguments for validation under the config's protocol."""
+    dataset = ImageDataset(split.samples("val"), description=split.dataset, labeled=True)
+    # mmengine gathers results in turns of one image a rank.
+    indices = list(range(get_rank(), len(dataset), get_world_size()))
+    batches = [indices[start : start + VALIDATION_BATCH] for start in range(0, len(indices), VALIDATION_BATCH)]
+    loop = dict(
+        type=ScoreLoop,
+        protocol=Protocol(**config.evaluation),
+        classes=split.dataset.classes,
+        ignore_index=ignore_value(split.dataset.num_classes),
+    )
+    loader = image_loader(dataset, batches, workers=config.data.workers)
+    return dict(val_dataloader=loader, val_cfg=loop, val_evaluator={})
+
+
+def optim_wrapper(config: Any) -> dict[str, Any]:
+    """Return the config of mmengine's optimiser wrapper."""
+    wrapper = dict(type="OptimWrapper", optimizer=config.optimizer)
+    if config.get("paramwise"):
+        wrapper["paramwise_cfg"] = config.paramwise
+    if config.amp:
+        if get_device() != "cuda":
+            raise UserError(f"--amp needs a GPU, this run is on {get_device()}; leave it out")
+        wrapper["type"] = "AmpOptimWrapper"
+    return wrapper
+
+
+def param_schedulers(config: Any, iters: int) -> list[dict[str, Any]]:
+    """Return a linear warm-up over a share of the steps, then polynomial decay to 0 (a power of 0 is constant)."""
+    warmup = round(config.schedule.warmup * iters)
+    schedulers = [dict(type="PolyLR", power=config.schedule.power, eta_min=0.0, begin=warmup if warmup > 1 else 0, end=iters, by_epoch=False)]
+    if warmup > 1:
+        schedulers.insert(0, dict(type="LinearLR", start_factor=0.01, begin=0, end=warmup, by_epoch=False))
+    return schedulers
+
+
+def wrapper(config: Any) -> dict[str, Any]:
+    """Return the config of the distributed wrapper, on GPUs and CPUs."""
+    more = {} if get_device() == "cuda" else dict(device_ids=None)
+    return dict(
+        type="MMDistributedDataParallel",
+        broadcast_buffers=False,
+        find_unused_parameters=config.get("find_unused_parameters", False),
+        **more,
+    )

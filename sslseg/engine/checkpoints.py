@@ -1,0 +1,97 @@
+"""Last and best checkpoint, written whole or not at all, without anything that differs between equal runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, weights_to_cpu
+from mmengine.utils import apply_to
+
+from sslseg.files import atomic_write
+
+FORMAT, VERSION = "sslseg-checkpoint", 1
+LAST, BEST = "last.pth", "best.pth"
+
+
+class Checkpoints(Hook):
+    """Save ``last.pth`` every ``interval`` steps and at the end, ``best.pth`` whenever validation improves.
+
+    mmengine's CheckpointHook removes the old file before the new one is written, and stores the date, so a full disk
+    or a kill can leave nothing, and equal runs give different files.
+
+    Args:
+        folder: where the two files lie.
+        interval: steps between two savings of ``last.pth``.
+        identity: what the checkpoint tells of itself, as plain types: method, config, dataset, split hash.
+        resume: go on from ``last.pth`` where there is one.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, folder: Path, *, interval: int, identity: dict[str, Any], resume: bool) -> None:
+        self.folder, self.interval, self.identity, self.resume = folder, interval, identity, resume
+        self.best_score, self.best_iter = -math.inf, 0
+        self.saved_iter = -1
+
+    def before_train(self, runner: Runner) -> None:
+        """Restore weights, optimizer, schedule, best score and step from ``last.pth``."""
+        path = self.folder / LAST
+        if not (self.resume and path.exists()):
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        unwrap(runner).load_state_dict(state["state_dict"])
+        runner.optim_wrapper.load_state_dict(state["optimizer"])
+        for scheduler, saved in zip(runner.param_schedulers, state["param_schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        loop = runner.train_loop
+        loop._iter = self.saved_iter = state["meta"]["iter"]
+        self.best_score, self.best_iter = state["meta"]["best_score"], state["meta"]["best_iter"]
+        runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        step = batch_idx + 1
+        if step % self.interval == 0 and not is_validation_step(runner, step):
+            self.save(runner, LAST, step)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        score = (metrics or {}).get("mIoU", -math.inf)
+        if score > self.best_score:
+            self.best_score, self.best_iter = score, runner.iter
+            self.save(runner, BEST, runner.iter)
+        self.save(runner, LAST, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        if self.saved_iter != runner.iter:
+            self.save(runner, LAST, runner.iter)
+
+    def save(self, runner: Runner, name: str, step: int) -> None:
+        """Write one checkpoint on the main process; ``best.pth`` holds no optimizer state."""
+        if name == LAST:
+            self.saved_iter = step
+        if not is_main_process():
+            return
+        meta = dict(format=FORMAT, version=VERSION, iter=step, epoch=0, **self.identity)
+        meta.update(best_score=self.best_score, best_iter=self.best_iter)
+        state: dict[str, Any] = dict(meta=meta, state_dict=dict(weights_to_cpu(unwrap(runner).state_dict())))
+        if name == LAST:
+            state["optimizer"] = apply_to(runner.optim_wrapper.state_dict(), torch.is_tensor, torch.Tensor.cpu)
+            state["param_schedulers"] = [scheduler.state_dict() for scheduler in runner.param_schedulers]
+        with atomic_write(self.folder / name) as file:
+            torch.save(state, file)
+
+
+def unwrap(runner: Runner) -> torch.nn.Module:
+    """Return the method itself, without its distributed wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def is_validation_step(runner: Runner, step: int) -> bool:
+    """Tell whether mmengine's loop validates after ``step`` steps."""
+    loop = runner.train_loop
+    return runner.val_loop is not None and (step % loop.val_interval == 0 or step == loop.max_iters)

@@ -1,0 +1,144 @@
+"""What is seen of a training: metrics as JSON lines, a log file, a Rich display or plain lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sslseg.files import write_text
+from sslseg.progress import PLAIN_INTERVAL_SECONDS, note, stderr
+
+METRICS, LOG = "metrics.jsonl", "train.log"
+
+
+class Monitor(Hook):
+    """Average the losses on the device and look at them every ``interval`` steps only: no host synchronisation between.
+
+    Args:
+        folder: the run directory; gets ``metrics.jsonl``, ``train.log`` and, if TensorBoard is installed, ``tensorboard/``.
+        interval: steps between two records.
+        show: whether to show anything on stderr.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, folder: Path, *, interval: int, show: bool = True) -> None:
+        self.folder, self.interval = folder, interval
+        self.show = show and is_main_process()
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = 0
+        self.scores = ""
+        self.best = (-1.0, 0)
+        self.losses = ""
+        self.shown = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        self.started = self.since = time.monotonic()
+        self.first = runner.iter
+        if is_main_process():
+            self._drop_after(runner.iter)
+            self.board = _summary_writer(self.folder / "tensorboard", runner.iter)
+        if self.show and stderr.is_terminal:
+            columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=stderr)
+            self.bar.start()
+            self.task = self.bar.add_task("starting", total=runner.max_iters, completed=runner.iter)
+
+    def _drop_after(self, step: int) -> None:
+        """Remove records of steps that a resumed run takes again."""
+        path = self.folder / METRICS
+        if path.exists():
+            lines = path.read_text().splitlines()
+            write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        for name, value in outputs.items():
+            value = torch.as_tensor(value).detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        step = batch_idx + 1
+        if step % self.interval == 0 or step == runner.max_iters:
+            self._record(runner, step)
+        if self.show and stderr.is_terminal:
+            self.bar.update(self.task, completed=step, description=f"{self.losses}{self.scores}")
+
+    def _record(self, runner: Runner, step: int) -> None:
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name].float().mean() for name in names]) / self.steps
+        all_reduce(means, op="mean")
+        values = dict(zip(names, means.tolist(), strict=True))
+        now = time.monotonic()
+        seconds = (now - self.since) / self.steps
+        self.since, self.sums, self.steps = now, {}, 0
+        rates = next(iter(runner.optim_wrapper.get_lr().values()))
+        self._write(dict(step=step, **values, lr=max(rates), seconds_per_step=round(seconds, 5)))
+        self.losses = f"loss {values['loss']:.3f} "
+        left = (runner.max_iters - step) * (now - self.started) / max(step - self.first, 1)
+        self._line(
+            f"step {step}/{runner.max_iters} loss {values['loss']:.4f} lr {max(rates):.2e}"
+            f" {seconds:.3f} s/step, {_duration(left)} left",
+            always=step == runner.max_iters,
+        )
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        record = {key: value for key, value in (metrics or {}).items() if key != "confusion"}
+        self._write(dict(step=runner.iter, val=record, protocol=str(runner.val_loop.protocol)))
+        score = record["mIoU"]
+        if score > self.best[0]:
+            self.best = (score, runner.iter)
+        self.scores = f"mIoU {score:.2f} (best {self.best[0]:.2f} at {self.best[1]})"
+        self._line(f"step {runner.iter}/{runner.max_iters} {self.scores}", always=True)
+        self.since = time.monotonic()
+
+    def after_train(self, runner: Runner) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the display; also called when training ends with an exception."""
+        if hasattr(self, "bar"):
+            self.bar.stop()
+        if getattr(self, "board", None) is not None:
+            self.board.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not is_main_process():
+            return
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            scalars = {**record, **{f"val/{key}": value for key, value in record.get("val", {}).items()}}
+            for key, value in scalars.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self.board.add_scalar(key, value, record["step"])
+
+    def _line(self, text: str, *, always: bool) -> None:
+        if not is_main_process():
+            return
+        with (self.folder / LOG).open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        now = time.monotonic()
+        if self.show and not stderr.is_terminal and (always or now - self.shown >= PLAIN_INTERVAL_SECONDS):
+            note(text)
+            self.shown = now
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

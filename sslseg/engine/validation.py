@@ -1,0 +1,46 @@
+"""Validation inside training: the same code as ``sslseg eval``, so both report the same number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader
+
+from sslseg.engine.checkpoints import unwrap
+from sslseg.inference import Predictor, Protocol, predict_all
+from sslseg.metrics import SegmentationMetric
+
+
+class ScoreLoop(BaseLoop):
+    """Score the deployed segmentor on the validation images; stands in for mmengine's ValLoop.
+
+    Args:
+        evaluator: unused; mmengine passes one to every validation loop.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader,
+        evaluator: Any,
+        *,
+        protocol: Protocol,
+        classes: Sequence[str],
+        ignore_index: int,
+    ) -> None:
+        super().__init__(runner, dataloader)
+        self.protocol, self.classes, self.ignore_index = protocol, classes, ignore_index
+        self.last_score: float | None = None
+
+    def run(self) -> dict[str, Any]:
+        self.runner.call_hook("before_val_epoch")
+        metric = SegmentationMetric(self.classes, ignore_index=self.ignore_index)
+        predictor = Predictor(unwrap(self.runner).deployed, self.protocol)
+        for sample, prediction in predict_all(predictor, self.dataloader):
+            metric.add(prediction.mask, sample["data_samples"].gt_sem_seg.data[0])
+        scores = metric.finish(len(self.dataloader.dataset))
+        self.last_score = scores["mIoU"]
+        self.runner.call_hook("after_val_epoch", metrics=scores)
+        return scores

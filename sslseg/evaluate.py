@@ -1,0 +1,96 @@
+"""The evaluation worker: scores of a model or of a store against the labels, under a named protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from torch import Tensor
+
+from sslseg.artifacts import Model, build_segmentor, check_classes
+from sslseg.data.dataset import ImageDataset, image_loader
+from sslseg.data.description import Sample
+from sslseg.data.files import label_table, read_image, read_mask
+from sslseg.data.labels import ignore_value
+from sslseg.errors import UserError
+from sslseg.figures import save_confusion, save_panel
+from sslseg.inference import Predictor, Protocol, predict_all
+from sslseg.metrics import SegmentationMetric
+from sslseg.progress import track
+from sslseg.split import Split
+from sslseg.store import StoreReader
+
+BATCH = 4
+Scored = tuple[Sample, Tensor, Tensor]
+
+
+def evaluate_model(
+    model: Model, split: Split, *, subset: str, protocol: Protocol, workers: int = 2, figures: Path | None = None
+) -> dict[str, Any]:
+    """Score ``model`` on the labelled images of ``subset`` and return the scores (``SegmentationMetric.finish``)."""
+    check_classes(model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
+    samples = with_masks(split, subset)
+    dataset = ImageDataset(samples, description=split.dataset, labeled=True)
+    indices = list(range(get_rank(), len(dataset), get_world_size()))
+    batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+    predictor = Predictor(build_segmentor(model), protocol)
+
+    def scored() -> Iterator[Scored]:
+        predictions = predict_all(predictor, image_loader(dataset, batches, workers=workers))
+        for index, (sample, prediction) in zip(indices, predictions, strict=True):
+            yield samples[index], prediction.mask, sample["data_samples"].gt_sem_seg.data[0]
+
+    scores = _score(scored(), split, total=len(samples), figures=figures, protocol=protocol)
+    return dict(scores, protocol=str(protocol), subset=subset, checkpoint=str(model.checkpoint))
+
+
+def evaluate_store(store: StoreReader, split: Split, *, figures: Path | None = None) -> dict[str, Any]:
+    """Score the masks of ``store`` against the labels of its ids, where there are any, and return the scores."""
+    if store.classes != tuple(split.dataset.classes):
+        raise UserError(f"store {store.path} has other classes than dataset {split.dataset.name!r}; give the split it belongs to")
+    by_id = {sample.id: sample for sample in split.samples("all")}
+    samples = [by_id[name] for name in store.ids if name in by_id and by_id[name].mask is not None]
+    if not samples:
+        raise UserError(f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r} to compare with")
+    table = label_table(split.dataset)
+
+    def scored() -> Iterator[Scored]:
+        for sample in samples[get_rank() :: get_world_size()]:
+            mask = torch.from_numpy(store.mask(sample.id).astype("int64"))
+            label = torch.from_numpy(read_mask(sample.mask, table).astype("int64"))
+            if mask.shape != label.shape:
+                raise UserError(f"store {store.path}: {sample.id!r} is {tuple(mask.shape)}, its label {tuple(label.shape)}")
+            yield sample, mask, label
+
+    scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
+    provenance = store.provenance
+    return dict(scores, protocol=f"store, {provenance.get('protocol')}", subset=provenance.get("subset"), store=str(store.path))
+
+
+def with_masks(split: Split, subset: str) -> list[Sample]:
+    """Return the samples of ``subset`` that have a mask; raise UserError if none has."""
+    samples = [sample for sample in split.samples(subset) if sample.mask is not None]
+    if not samples:
+        raise UserError(f"subset {subset!r} of the split has no labelled image to score against; choose another with --subset")
+    return samples
+
+
+def _score(
+    scored: Iterator[Scored], split: Split, *, total: int, figures: Path | None, protocol: Protocol | None
+) -> dict[str, Any]:
+    classes, palette = split.dataset.classes, split.dataset.palette
+    metric = SegmentationMetric(classes, ignore_index=ignore_value(len(classes)))
+    own = len(range(get_rank(), total, get_world_size()))
+    for sample, mask, label in track(scored, "evaluate", total=own, enabled=get_rank() == 0):
+        metric.add(mask, label)
+        if figures is not None:
+            crop = protocol.crop if protocol is not None and protocol.mode == "center-crop" else None
+            image = read_image(sample.image)
+            save_panel(figures / f"{sample.id}.png", image, label, mask, palette=palette, crop=crop)
+    scores = metric.finish(total)
+    if figures is not None and get_rank() == 0:
+        save_confusion(figures / "confusion.png", scores["confusion"], classes)
+    return dict(scores, images=total, dataset=split.dataset.name)

@@ -1,0 +1,61 @@
+"""What an artefact says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sslseg.artifacts import Artifact, identify, load_model
+from sslseg.run import Run
+from sslseg.split import Split
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Return what a split, run, checkpoint or store tells, as JSON types with short keys, most telling first."""
+    artifact = identify(path)
+    readers = dict(split=_split, run=_run, checkpoint=_checkpoint, store=_store)
+    return dict(kind=artifact.kind) | readers[artifact.kind](artifact)
+
+
+def _split(artifact: Artifact) -> dict[str, Any]:
+    split = Split.load(artifact.path)
+    counts = {name: len(getattr(split, name)) for name in ("labeled", "unlabeled", "val")}
+    told = dict(seed=split.seed, ratio=split.ratio, strategy=split.strategy, family=split.family["name"])
+    return dict(dataset=split.dataset.name, root=split.dataset.root, classes=list(split.dataset.classes), **counts, **told, sha256=split.sha256)
+
+
+def _run(artifact: Artifact) -> dict[str, Any]:
+    run = Run(artifact.path)
+    record = run.read()
+    dataset = record.pop("dataset")
+    stores = sorted(path.name for path in run.stores.glob("*.h5*")) if run.stores.exists() else []
+    split = Split.load(run.split_folder)
+    return dict(
+        status=record["status"],
+        method=record["method"],
+        dataset=dataset["name"],
+        labeled=len(split.labeled),
+        unlabeled=len(split.unlabeled),
+        **{key: value for key, value in record.items() if key not in ("status", "method", "format", "version")},
+        stores=stores,
+    )
+
+
+def _checkpoint(artifact: Artifact) -> dict[str, Any]:
+    model = load_model(artifact.path)
+    meta = dict(model.meta)
+    meta.pop("config")
+    dataset = meta.pop("dataset")
+    parameters = sum(value.numel() for value in model.state_dict.values())
+    return dict(method=meta.pop("method"), step=meta.pop("iter"), dataset=dataset["name"], classes=dataset["classes"], values=parameters, **meta)
+
+
+def _store(artifact: Artifact) -> dict[str, Any]:
+    from sslseg.store import StoreReader
+
+    store = StoreReader(artifact.path)
+    header = store.header.to_dict()
+    for key in ("palette", "provenance"):
+        header.pop(key)
+    size = artifact.path.stat().st_size
+    return dict(ids=len(store), kinds=list(store.kinds), bytes=size, **header, **store.provenance, content_sha256=store.content_sha256)

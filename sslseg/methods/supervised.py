@@ -1,0 +1,16 @@
+"""The supervised baseline: the segmentor's own loss on the labelled images, nothing else."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sslseg.methods.base import Batch, SemiSegmentor
+from sslseg.registry import METHODS
+
+
+@METHODS.register_module()
+class Supervised(SemiSegmentor):
+    """Train on the labelled images only; the lower bound of every semi-supervised method."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.student.loss(**batch["labeled_weak"])

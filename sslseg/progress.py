@@ -1,0 +1,50 @@
+"""Progress of long work: a Rich bar on a terminal, plain lines in a file; always on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+
+T = TypeVar("T")
+PLAIN_INTERVAL_SECONDS = 15.0
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """Print one plain line on stderr."""
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def track(items: Iterable[T], description: str, *, total: int, done: int = 0, enabled: bool = True) -> Iterator[T]:
+    """Yield ``items``, showing how many of ``total`` are done (``done`` of them before this call)."""
+    if not enabled:
+        yield from items
+    elif stderr.is_terminal:
+        yield from _track_bar(items, description, total, done)
+    else:
+        yield from _track_lines(items, description, total, done)
+
+
+def _track_bar(items: Iterable[T], description: str, total: int, done: int) -> Iterator[T]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+def _track_lines(items: Iterable[T], description: str, total: int, done: int) -> Iterator[T]:
+    last = time.monotonic()
+    for index, item in enumerate(items, start=done + 1):
+        yield item
+        now = time.monotonic()
+        if index == total or now - last >= PLAIN_INTERVAL_SECONDS:
+            note(f"{description} {index}/{total}")
+            last = now

@@ -1,0 +1,161 @@
+"""The pseudo-label worker: predictions of a model, image by image, into a prediction store."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.dist import barrier, get_rank, get_world_size
+
+from sslseg.artifacts import Model, build_segmentor
+from sslseg.data.dataset import FixedBatches, ImageDataset, image_loader
+from sslseg.data.description import DatasetDescription, Sample
+from sslseg.data.files import read_image
+from sslseg.data.labels import ignore_value
+from sslseg.data.layouts.base import image_files
+from sslseg.distributed import on_main
+from sslseg.errors import UserError
+from sslseg.figures import overlay, save_image, save_palette_png
+from sslseg.files import sha256_file
+from sslseg.functional.confidence import confidence, normalized_entropy
+from sslseg.inference import Prediction, Predictor, Protocol, predict_all
+from sslseg.progress import track
+from sslseg.store import StoreHeader, StoreReader, StoreWriter
+
+SCORES = {"confidence": confidence, "entropy": normalized_entropy}
+
+
+@dataclass(frozen=True)
+class PseudolabelOptions:
+    """What goes into a store, and how it is predicted."""
+
+    scores: tuple[str, ...] = ("confidence", "entropy")
+    protocol: Protocol = Protocol()
+    batch_size: int = 4
+    workers: int = 2
+    shard: tuple[int, int] = (0, 1)
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.scores) - set(SCORES))
+        if unknown:
+            raise UserError(f"--scores {','.join(unknown)} is unknown; use {', '.join(SCORES)}")
+        if self.protocol.mode == "center-crop":
+            raise UserError("a store holds whole masks, so center-crop cannot make one; use --mode whole or slide")
+
+
+def pseudolabel(
+    model: Model,
+    samples: Sequence[Sample],
+    path: Path,
+    options: PseudolabelOptions,
+    *,
+    description: DatasetDescription,
+    provenance: dict[str, Any],
+) -> Path:
+    """Predict ``samples`` into the store at ``path`` and return it; every rank takes its batches, rank 0 finishes.
+
+    Prediction and writing overlap: the writer compresses on a thread of its own. Which images share a batch is fixed
+    by their order alone, so ranks, shards and resumed runs write what a single uninterrupted process would.
+
+    Raises:
+        UserError: a store is there already, or ``resume`` meets one of other provenance.
+    """
+    if not samples:
+        raise UserError("there is no image to predict; choose another --subset or --images folder")
+    shard, shards = options.shard
+    batches = list(FixedBatches(len(samples), options.batch_size, rank=shard, world_size=shards))
+    if not batches:
+        raise UserError(f"--shard {shard}/{shards} gets no image: there are {len(samples)} in batches of {options.batch_size}")
+    if options.resume and path.exists():
+        return path
+    positions = [index for batch in batches for index in batch]
+    open_writer = functools.partial(
+        StoreWriter,
+        path,
+        header=make_header(model, options, provenance, total=len(samples)),
+        ids=[samples[index].id for index in positions],
+        positions=positions,
+        kinds=("masks", *options.scores),
+        resume=options.resume,
+    )
+    # Rank 0 makes the folder of segments, the others join.
+    writer = on_main(open_writer) or open_writer(rank=get_rank())
+    with writer:
+        left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
+        mine = left[get_rank() :: get_world_size()]
+        for sample, prediction in _predict(model, samples, mine, options, description):
+            writer.add(sample["data_samples"].sample_id, **_arrays(prediction, options.scores))
+    barrier()
+    on_main(writer.finalize)
+    return path
+
+
+def _predict(
+    model: Model,
+    samples: Sequence[Sample],
+    batches: list[list[int]],
+    options: PseudolabelOptions,
+    description: DatasetDescription,
+) -> Iterator[tuple[dict[str, Any], Prediction]]:
+    if not batches:
+        return
+    dataset = ImageDataset(samples, description=description, labeled=False)
+    loader = image_loader(dataset, batches, workers=options.workers)
+    predictions = predict_all(Predictor(build_segmentor(model), options.protocol), loader)
+    yield from track(predictions, "predict", total=sum(map(len, batches)), enabled=get_rank() == 0)
+
+
+def _arrays(prediction: Prediction, scores: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the maps of one image on the CPU."""
+    maps = {name: SCORES[name](prediction.probabilities[None])[0].cpu().numpy() for name in scores}
+    return dict(mask=prediction.mask.cpu().numpy(), **maps)
+
+
+def make_header(
+    model: Model, options: PseudolabelOptions, provenance: dict[str, Any], *, total: int
+) -> StoreHeader:
+    """Return the header of a store that ``model`` makes."""
+    told = dict(
+        checkpoint=str(model.checkpoint.resolve()),
+        step=model.meta["iter"],
+        protocol=str(options.protocol),
+        batch_size=options.batch_size,
+        **provenance,
+    )
+    dataset = model.meta["dataset"]
+    return StoreHeader(
+        classes=tuple(dataset["classes"]),
+        palette=tuple((color[0], color[1], color[2]) for color in dataset["palette"]),
+        ignore_index=ignore_value(len(dataset["classes"])),
+        total=total,
+        method=model.meta["method"],
+        checkpoint_sha256=sha256_file(model.checkpoint),
+        config_sha256=hashlib.sha256(model.meta["config"].encode()).hexdigest(),
+        split_sha256=model.meta["split_sha256"],
+        provenance=json.dumps(told, sort_keys=True),
+        shard="{}/{}".format(*options.shard),
+    )
+
+
+def export_png(store: StoreReader, samples: Sequence[Sample], folder: Path) -> None:
+    """Write ``masks/<id>.png`` (class indices with a palette) and ``overlays/<id>.jpg`` for every id of ``store``."""
+    by_id = {sample.id: sample for sample in samples}
+    for name in track(store.ids, "export", total=len(store)):
+        mask = store.mask(name)
+        save_palette_png(folder / "masks" / f"{name}.png", mask, store.palette)
+        save_image(folder / "overlays" / f"{name}.jpg", overlay(read_image(by_id[name].image), mask, store.palette))
+
+
+def folder_samples(folder: Path) -> list[Sample]:
+    """Return every image under ``folder``; raise UserError if there is none."""
+    images = image_files(folder) if folder.is_dir() else {}
+    if not images:
+        raise UserError(f"--images {folder} holds no image; give a folder of images")
+    return [Sample(name, path) for name, path in images.items()]

@@ -1,0 +1,78 @@
+"""The run directory: config, record, metrics, last and best checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslseg.errors import UserError
+from sslseg.files import write_json
+
+FORMAT, VERSION = "sslseg-run", 1
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    ``run.json`` tells what it is; ``config.py`` is the whole config; ``split/`` a copy of the split;
+    ``checkpoints/last.pth`` and ``checkpoints/best.pth`` the models; ``metrics.jsonl`` and ``train.log`` the course.
+    """
+
+    folder: Path
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / RECORD
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.py"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def split_folder(self) -> Path:
+        return self.folder / "split"
+
+    @property
+    def stores(self) -> Path:
+        return self.folder / "stores"
+
+    def read(self) -> dict[str, Any]:
+        """Return the record; raise UserError if it is missing or not ours."""
+        try:
+            record = json.loads(self.record_path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder} is no run directory: it has no {RECORD}; give one that `sslseg train` made") from error
+        except ValueError as error:
+            raise UserError(f"{self.record_path} is no JSON ({error}); train again in another directory") from error
+        if record.get("format") != FORMAT or record.get("version", 0) > VERSION:
+            raise UserError(
+                f"{self.record_path} has format {record.get('format')!r} version {record.get('version')}, this program"
+                f" reads {FORMAT!r} up to version {VERSION}; update sslseg"
+            )
+        return record
+
+    def write(self, record: dict[str, Any]) -> None:
+        write_json(self.record_path, dict(format=FORMAT, version=VERSION) | record)
+
+    def checkpoint(self, which: str) -> Path:
+        """Return the path of the ``last`` or ``best`` checkpoint; without validation the best is the last."""
+        path = self.checkpoints / f"{which}.pth"
+        if which == "best" and not path.exists():
+            path = self.checkpoints / "last.pth"
+        if not path.exists():
+            raise UserError(f"{self.folder} has no checkpoint yet; go on with `sslseg train --resume --run-dir {self.folder}`")
+        return path
+
+
+def enclosing_run(checkpoint: Path) -> Run | None:
+    """Return the run that a checkpoint lies in, if it does."""
+    folder = checkpoint.resolve().parent.parent
+    return Run(folder) if (folder / RECORD).exists() else None

@@ -1,0 +1,220 @@
+"""The training worker: from a split, a config and a method to a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslseg import __version__
+from sslseg.errors import Interrupted, UserError
+from sslseg.run import Run
+from sslseg.split import Split
+
+CROP_STEP, CROP_RANGE = 32, (96, 512)
+RUNNING, FINISHED = "running", "finished"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the user asked for; None leaves the config's value."""
+
+    method: str = "supervised"
+    config: str | None = None
+    model: str | None = None
+    iters: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    unlabeled_batch_size: int | None = None
+    lr: float | None = None
+    crop: tuple[int, int] | None = None
+    val_interval: int | None = None
+    workers: int | None = None
+    seed: int = 0
+    amp: bool = False
+    pretrained: str = "auto"
+    device: str = "auto"
+    launcher: str = "none"
+    resume: bool = False
+    dry_run: bool = False
+    assignments: dict[str, Any] = field(default_factory=dict)
+
+
+def train(split: Split, folder: Path, options: TrainOptions) -> Run:
+    """Train a method on ``split`` into ``folder`` and return the run.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is off, or any input does not fit.
+        Interrupted: stopped by a signal after saving; the same call with ``resume`` goes on.
+    """
+    from sslseg.distributed import launch, on_main
+
+    launch(options.launcher, options.device)
+    run = Run(folder)
+    config = build_config(split, options)
+    if not options.dry_run:
+        on_main(lambda: _claim(run, split, config, options))
+        if run.read()["status"] == FINISHED:
+            return run
+    _fit(run, split, config, options)
+    return run
+
+
+def build_config(split: Split, options: TrainOptions) -> Any:
+    """Return the whole config: shipped or own file, then the flags, then ``--set``; fitted to the split's dataset."""
+    from sslseg import config as configs
+    from sslseg.data.labels import ignore_value
+    from sslseg.registry import METHODS, import_mmseg
+
+    import_mmseg()
+    known = sorted({name.split("/")[0] for name in configs.config_names()})
+    if options.config is None and options.method not in known:
+        raise UserError(f"method {options.method!r} is unknown; use --method with one of: {', '.join(known)}")
+    config = configs.load_named(options.config or f"{options.method}/default")
+    for key in ("model", "method", "schedule", "optimizer", "data", "views", "evaluation"):
+        if key not in config:
+            raise UserError(f"config {config.filename} has no {key!r}; base it on configs/_base_ as the shipped ones are")
+    if METHODS.get(config.method.type) is None:
+        raise UserError(f"config {config.filename}: method.type {config.method.type!r} is unknown")
+    if options.model is not None:
+        config.model = configs.load_model(options.model)
+    flags = {
+        "schedule.iters": options.iters,
+        "data.batch_size": options.batch_size,
+        "data.unlabeled_batch_size": options.unlabeled_batch_size,
+        "data.crop": options.crop,
+        "data.workers": options.workers,
+        "optimizer.lr": options.lr,
+        "schedule.val_interval": options.val_interval,
+    }
+    configs.apply_assignments(config, {key: value for key, value in flags.items() if value is not None})
+    classes = split.dataset.num_classes
+    config.model = configs.fit_model(config.model, num_classes=classes, ignore_index=ignore_value(classes))
+    if config.data.get("crop") is None:
+        config.data.crop = _default_crop(split)
+    configs.apply_assignments(config, options.assignments)
+    _apply_pretrained(config.model, options.pretrained)
+    if options.epochs is not None:
+        config.schedule.iters = options.epochs * steps_per_epoch(split, config)
+    config.seed = options.seed
+    config.amp = options.amp
+    _check(config)
+    return config
+
+
+def _check(config: Any) -> None:
+    schedule, data = config.schedule, config.data
+    if not isinstance(schedule.iters, int) or schedule.iters < 1:
+        raise UserError(f"schedule.iters is {schedule.iters!r}; give at least 1 with --iters")
+    if not isinstance(data.batch_size, int) or data.batch_size < 1:
+        raise UserError(f"data.batch_size is {data.batch_size!r}; give at least 1 with --batch-size")
+    if min(data.crop) < 32:
+        raise UserError(f"data.crop is {tuple(data.crop)}; give at least 32 pixels a side with --crop")
+    if not config.optimizer.lr > 0:
+        raise UserError(f"optimizer.lr is {config.optimizer.lr!r}; give a positive --lr")
+
+
+def _default_crop(split: Split) -> tuple[int, int]:
+    """Half the first labelled image's short side in steps of 32, between 96 and 512."""
+    from sslseg.data.files import read_image
+
+    side = min(read_image(split.samples("labeled")[0].image).shape[:2]) // 2
+    side = min(max(side // CROP_STEP * CROP_STEP, CROP_RANGE[0]), CROP_RANGE[1])
+    return side, side
+
+
+def steps_per_epoch(split: Split, config: Any) -> int:
+    """Return the steps of one pass over the larger stream that the method reads."""
+    from sslseg.registry import METHODS
+
+    streams = METHODS.get(config.method.type).views
+    sizes = dict(labeled=len(split.labeled), unlabeled=len(split.unlabeled))
+    counts = batch_counts(config, streams)
+    return max(math.ceil(sizes[name] / count) for name, count in counts.items())
+
+
+def batch_counts(config: Any, streams: Any) -> dict[str, int]:
+    """Return how many images of each stream a batch holds, over all ranks together."""
+    labeled = config.data.batch_size
+    unlabeled = config.data.get("unlabeled_batch_size") or labeled
+    counts = dict(labeled=labeled, unlabeled=unlabeled)
+    return {name: counts[name] for name in streams}
+
+
+def _apply_pretrained(model: Any, pretrained: str) -> None:
+    """``none`` removes every pretrained reference, ``auto`` keeps them, a path is loaded after the model is built."""
+    if pretrained == "auto":
+        return
+    if pretrained != "none" and not Path(pretrained).is_file():
+        raise UserError(f"--pretrained {pretrained!r} is no file; give none, auto or the path of a checkpoint")
+    for part in (model, *(value for value in model.values() if isinstance(value, dict))):
+        if part.get("init_cfg") and dict(part["init_cfg"]).get("type") == "Pretrained":
+            part.pop("init_cfg")
+        part.pop("pretrained", None)
+
+
+def _claim(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
+    """Make the run directory, or check that it can be resumed; a finished run is left as it is."""
+    if run.record_path.exists():
+        record = run.read()
+        if not options.resume:
+            raise UserError(
+                f"{run.folder} already holds a run ({record['status']}); add --resume to go on, or --run-dir for another"
+            )
+        if record["split_sha256"] != split.sha256:
+            raise UserError(f"{run.folder} was trained on another split; give the split it began with, or --run-dir for another")
+        if record["method"] != config.method.type:
+            raise UserError(f"{run.folder} was trained with method {record['method']}; give --run-dir for another")
+        if record["status"] == FINISHED and record["iters"] >= config.schedule.iters:
+            return
+    elif options.resume and run.folder.exists() and any(run.folder.iterdir()):
+        raise UserError(f"{run.folder} holds files but no run to resume; give --run-dir for another")
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    split.save(run.split_folder)
+    run.config_path.write_text(config.pretty_text)
+    run.write(_record(split, config, status=RUNNING))
+
+
+def _record(split: Split, config: Any, **more: Any) -> dict[str, Any]:
+    return dict(
+        method=config.method.type,
+        seed=config.seed,
+        iters=config.schedule.iters,
+        split_sha256=split.sha256,
+        dataset=split.dataset.to_dict(),
+        program_version=__version__,
+        **more,
+    )
+
+
+def _fit(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
+    from mmengine.dist import is_main_process
+
+    from sslseg.engine.build import build_training
+
+    with quiet_mmengine():
+        training = build_training(run, split, config, options)
+        try:
+            training.runner.train()
+        finally:
+            training.close()
+    if options.dry_run:
+        return
+    if training.stop.stopped:
+        step, iters = training.runner.iter, config.schedule.iters
+        raise Interrupted(f"{run.folder} is saved at step {step} of {iters}; the same command with --resume goes on")
+    if is_main_process():
+        run.write(_record(split, config, status=FINISHED, **training.result()))
+
+
+@contextlib.contextmanager
+def quiet_mmengine() -> Iterator[None]:
+    """Keep mmengine's remarks and third parties' warnings off the terminal; stdout belongs to the command's one line."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
