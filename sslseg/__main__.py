@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 
 def main() -> None:
+    if not sys.warnoptions:
+        # Third parties' warnings tell our users nothing; python -W shows them.
+        warnings.simplefilter("ignore")
     from sslseg.cli.app import app
     from sslseg.cli.console import run
 

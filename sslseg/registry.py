@@ -13,6 +13,7 @@ with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import mmseg.registry as parent
     from mmengine.config import utils as mmengine_config_utils
+    from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope, Registry
 
 SCOPE = "sslseg"
@@ -42,5 +43,7 @@ def import_mmseg() -> None:
         import sslseg.data.transforms
         import sslseg.methods
         import sslseg.networks  # noqa: F401
+    # mmengine logs to stdout, which belongs to the command's one line; training makes a logger of its own, into a file.
+    MMLogger.get_instance(SCOPE).handlers.clear()
     if DefaultScope.get_current_instance() is None:
         DefaultScope.get_instance(SCOPE, scope_name=SCOPE)

@@ -74,5 +74,6 @@ class Run:
 
 def enclosing_run(checkpoint: Path) -> Run | None:
     """Return the run that a checkpoint lies in, if it does."""
-    folder = checkpoint.resolve().parent.parent
+    path = checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()
+    folder = path.parent.parent
     return Run(folder) if (folder / RECORD).exists() else None

@@ -35,7 +35,7 @@ MARKER, VERSION = "shapes.json", 1
 STYLES, STYLE_SEED, STYLE_DECAY = 6, 20240501, 0.6
 HUE_SPREAD, OWN_TEXTURE = 0.035, 0.9
 OBJECTS = (3, 6)
-RADIUS = (13.0, 30.0)
+RADIUS = (14.0, 32.0)
 NOISE, CAST, SHADE = (2, 9), 16, (-50, 30)
 SUBPIXEL_BITS = 4
 
@@ -135,13 +135,13 @@ def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
         fill((1.15 * radius * math.cos(a), 1.15 * radius * aspect * math.sin(a)) for a in (0.0, 2.1, 4.2))
     elif name == "ring":
         fill(ellipse(1.0))
-        fill(ellipse(1 - max(5.0, 0.4 * radius) / radius), 0)
+        fill(ellipse(1 - max(5.5, 0.42 * radius) / radius), 0)
     elif name == "cross":
         arm = max(3.0, 0.3 * radius)
         fill(rectangle(radius, arm))
         fill(rectangle(arm, radius))
     elif name == "stick":
-        fill(rectangle(1.5 * radius, rng.uniform(2.6, 4.2)))
+        fill(rectangle(1.5 * radius, rng.uniform(3.2, 4.8)))
     else:
         raise ValueError(f"no outline for {name!r}")
     return mask > 0

@@ -1,0 +1,280 @@
+"""Training: what it writes, what it refuses, and that it can be stopped anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslseg.data import files as data_files
+from sslseg.errors import Interrupted, UserError
+from sslseg.split import Split
+from sslseg.train import TrainOptions, build_config, train
+from tests.conftest import SHORT, Sslseg, program
+
+OPTIONS = TrainOptions(iters=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_run_directory_holds_what_the_docs_say(workspace: Path, sslseg: Sslseg) -> None:
+    run = sslseg("train", *SHORT, "--val-interval", "2").path
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["last"]["iter"] == 4
+    assert record["best"]["mIoU"] >= record["last"]["mIoU"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val" in line] == [2, 4]
+    assert lines[-1]["val"]["mIoU"] == record["last"]["mIoU"]
+    assert (run / "config.py").exists()
+    assert (run / "split" / "labeled.txt").read_text().count("\n") == 4
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path, toy_split: Split) -> None:
+    runs = [train(toy_split, tmp_path / name, OPTIONS) for name in ("a", "b")]
+    other = train(toy_split, tmp_path / "c", replace(OPTIONS, seed=1))
+    for name in ("last.pth", "best.pth"):
+        assert (runs[0].checkpoints / name).read_bytes() == (runs[1].checkpoints / name).read_bytes()
+    assert (runs[0].checkpoints / "last.pth").read_bytes() != (other.checkpoints / "last.pth").read_bytes()
+
+
+def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> None:
+    runs = [train(toy_split, tmp_path / str(n), replace(OPTIONS, iters=4, workers=n)) for n in (0, 2)]
+    first, second = (weights(run.checkpoints / "last.pth") for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 10])
+def test_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    whole = train(toy_split, tmp_path / "whole", OPTIONS)
+    from sslseg.engine.steps import StepSeed
+
+    def interrupt(self: StepSeed, runner: object, batch_idx: int, data_batch: object = None, outputs: object = None) -> None:
+        if batch_idx + 1 == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSeed, "after_train_iter", interrupt)
+        with pytest.raises(Interrupted, match=f"step {stop_at} of 20"):
+            train(toy_split, tmp_path / "parts", OPTIONS)
+    parts = train(toy_split, tmp_path / "parts", replace(OPTIONS, resume=True))
+    for name in ("last.pth", "best.pth"):
+        assert (parts.checkpoints / name).read_bytes() == (whole.checkpoints / name).read_bytes()
+    records = [(run.folder / "metrics.jsonl").read_text().splitlines() for run in (whole, parts)]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in records]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(workspace: Path, toy_split: Split) -> None:
+    whole = train(toy_split, workspace / "whole", replace(OPTIONS, iters=60, val_interval=10))
+    arguments = ("--iters", "60", "--batch-size", "2", "--crop", "48", "--workers", "0", "--val-interval", "10")
+    command = [sys.executable, "-m", "sslseg", "train", *arguments, "--run-dir", "killed"]
+    process = subprocess.Popen(command, cwd=workspace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = workspace / "killed" / "checkpoints" / "last.pth"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert torch.load(checkpoint, weights_only=True)["meta"]["iter"] < 60
+    done = program(*command[3:], "--resume", cwd=workspace)
+    assert done.code == 0, done.err
+    resumed = weights(checkpoint)
+    # Another process may sum in another order than this one: equal up to that, bit-equal to the same kind of process.
+    for name, value in weights(whole.checkpoints / "last.pth").items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-4)
+    assert program(*command[3:-1], "straight", cwd=workspace).code == 0
+    assert checkpoint.read_bytes() == (workspace / "straight" / "checkpoints" / "last.pth").read_bytes()
+
+
+def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
+    run = sslseg("train", *SHORT).path
+    before = (run / "checkpoints" / "last.pth").read_bytes()
+    again = sslseg("train", *SHORT)
+    assert again.code == 2
+    assert "--resume" in again.err
+    assert sslseg("train", *SHORT, "--resume").path == run
+    assert (run / "checkpoints" / "last.pth").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_to_more_steps(workspace: Path, sslseg: Sslseg) -> None:
+    run = sslseg("train", *SHORT).path
+    sslseg("train", *SHORT, "--iters", "6", "--resume")
+    assert torch.load(run / "checkpoints" / "last.pth", weights_only=True)["meta"]["iter"] == 6
+
+
+def test_dry_run_writes_nothing(workspace: Path, sslseg: Sslseg) -> None:
+    before = sorted(workspace.rglob("*"))
+    assert sslseg("train", *SHORT, "--dry-run").code == 0
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_masks_of_unlabeled_images_are_never_read(
+    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    from sslseg.data import transforms
+
+    def spy(path: str, table: object) -> object:
+        read.add(str(path))
+        return data_files.read_mask(path, table)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transforms, "read_mask", spy)
+    train(toy_split, tmp_path / "run", replace(OPTIONS, iters=8))
+    allowed = {sample.mask for name in ("labeled", "val") for sample in toy_split.samples(name)}
+    assert read == allowed
+
+
+def test_supervised_step_moves_every_parameter_of_the_student(tmp_path: Path, toy_split: Split) -> None:
+    runs = [train(toy_split, tmp_path / str(n), replace(OPTIONS, iters=n, lr=1e-2)) for n in (1, 6)]
+    first, last = (weights(run.checkpoints / "last.pth") for run in runs)
+    still = [name for name in first if first[name].is_floating_point() and torch.equal(first[name], last[name])]
+    assert still == []
+
+
+def test_users_own_mmseg_config(workspace: Path, sslseg: Sslseg) -> None:
+    (workspace / "mine.py").write_text(
+        "_base_ = 'mmseg::_base_/models/fcn_r50-d8.py'\n"
+        "model = dict(pretrained=None, backbone=dict(depth=18, base_channels=8, stem_channels=8),\n"
+        "    decode_head=dict(in_channels=64, channels=8, num_classes=2, out_channels=1,\n"
+        "        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)),\n"
+        "    auxiliary_head=dict(in_channels=32, channels=8))\n"
+    )
+    run = sslseg("train", *SHORT, "--model", "mine.py").path
+    head = weights(run / "checkpoints" / "last.pth")["student.decode_head.conv_seg.weight"]
+    assert head.shape[0] == 7
+
+
+@contextlib.contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_pretrained_weights_come_from_the_configs_address(
+    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    options = replace(OPTIONS, iters=1, lr=1e-12)
+    plain = train(toy_split, tmp_path / "plain", options)
+    state = weights(plain.checkpoints / "last.pth")
+    prefix = "student.backbone."
+    backbone = {name.removeprefix(prefix): value + 0.5 for name, value in state.items() if name.startswith(prefix)}
+    backbone = {name: value.float() if "num_batches" not in name else state[prefix + name] for name, value in backbone.items()}
+    torch.save(dict(state_dict=backbone), tmp_path / "backbone.pth")
+    with file_server(tmp_path) as address:
+        init = dict(type="Pretrained", checkpoint=f"{address}/backbone.pth")
+        served = replace(options, assignments={"model.backbone.init_cfg": init})
+        run = train(toy_split, tmp_path / "served", served)
+        loaded = weights(run.checkpoints / "last.pth")
+        torch.testing.assert_close(loaded[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"])
+        none = train(toy_split, tmp_path / "none", replace(served, pretrained="none"))
+        assert not torch.allclose(
+            weights(none.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"]
+        )
+        missing = {"model.backbone.init_cfg": init | dict(checkpoint=f"{address}/no.pth")}
+        with pytest.raises(UserError, match="--pretrained none"):
+            train(toy_split, tmp_path / "missing", replace(options, assignments=missing))
+    local = train(toy_split, tmp_path / "local", replace(options, pretrained=str(tmp_path / "backbone.pth")))
+    torch.testing.assert_close(
+        weights(local.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"]
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_end_with_equal_weights(workspace: Path) -> None:
+    script = workspace / "ranks.py"
+    script.write_text(
+        "import os, sys, torch, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from pathlib import Path\n"
+        "import sslseg.engine.build as build\n"
+        "from sslseg.engine.checkpoints import unwrap\n"
+        "from sslseg.split import Split\n"
+        "from sslseg.train import TrainOptions, train\n"
+        "made = []\n"
+        "original = build.build_training\n"
+        "build.build_training = lambda *a: made.append(original(*a)) or made[-1]\n"
+        "options = TrainOptions(iters=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3, launcher='pytorch')\n"
+        "train(Split.load(Path('splits/toy-4')), Path('run'), options)\n"
+        "torch.save(unwrap(made[0].runner).state_dict(), f\"rank{os.environ['RANK']}.pth\")\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | dict(OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(workspace / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
+    saved = weights(workspace / "run" / "checkpoints" / "last.pth")
+    for name in saved:
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        assert torch.equal(ranks[0][name], saved[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(method="nonsense"), "method 'nonsense' is unknown"),
+        (dict(model="nonsense"), "model 'nonsense' is neither a preset"),
+        (dict(config="nonsense"), "config 'nonsense' is neither"),
+        (dict(iters=0), "--iters"),
+        (dict(batch_size=0), "--batch-size"),
+        (dict(lr=-1.0), "--lr"),
+        (dict(crop=(8, 8)), "--crop"),
+        (dict(amp=True), "--amp needs a GPU"),
+        (dict(device="tpu"), "device 'tpu' is unknown"),
+        (dict(launcher="pytorch"), "torchrun"),
+        (dict(pretrained="nowhere.pth"), "--pretrained"),
+        (dict(assignments={"model.nope.x": 1}), "there is no 'model.nope'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, toy_split: Split, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train(toy_split, tmp_path / "run", replace(OPTIONS, **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(toy_split, tmp_path / "run", replace(OPTIONS, iters=5))
+    before = (run.checkpoints / "last.pth").read_bytes()
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device", "last.pth")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(toy_split, tmp_path / "run", replace(OPTIONS, resume=True))
+    assert (run.checkpoints / "last.pth").read_bytes() == before
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.pth", "last.pth"]
+
+
+@pytest.mark.parametrize("name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5"])
+def test_presets_build(toy_split: Split, name: str) -> None:
+    from sslseg.registry import METHODS
+
+    config = build_config(toy_split, replace(OPTIONS, model=name, pretrained="none"))
+    segmentor = METHODS.build(config.model)
+    features = [torch.zeros(1, c, 8, 8) for c in segmentor.decode_head.in_channels] if "segformer" in name else None
+    assert segmentor.decode_head.num_classes == 7
+    if features is not None:
+        assert segmentor.decode_head(features).shape[1] == 7

@@ -1,0 +1,57 @@
+"""The whole flow on the embedded dataset, as a user types it: split, train, pseudolabel, eval, and a closing table.
+
+``make demo`` runs it. Every step is a process of its own, and takes the path that the step before it printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+
+
+def step(*arguments: str, cwd: Path) -> str:
+    """Run one command of ``sslseg`` and return the path it printed; stop the demo where it fails."""
+    console.rule(f"sslseg {' '.join(arguments)}", align="left")
+    done = subprocess.run([sys.executable, "-m", "sslseg", *arguments], cwd=cwd, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="working folder; emptied first")
+    parser.add_argument("--iters", default="1000", help="optimisation steps of the training (default: 1000)")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started = time.monotonic()
+    split = step("split", "--ratio", "1/8", cwd=folder)
+    run = step("train", "--method", "supervised", "--split", split, "--iters", options.iters, cwd=folder)
+    store = step("pseudolabel", run, "--export-png", "pictures", cwd=folder)
+    model_scores = step("eval", run, "--figures", "figures", cwd=folder)
+    store_scores = step("eval", store, cwd=folder)
+    table = Table(title=f"make demo: {run}, {time.monotonic() - started:.0f} s")
+    for heading in ("what was scored", "images", "mIoU", "pixel accuracy", "mode"):
+        table.add_column(heading, justify="left" if heading in ("what was scored", "mode") else "right")
+    rows = {"best checkpoint, on val": model_scores, "pseudo-masks, against the hidden truth": store_scores}
+    for what, path in rows.items():
+        scores = json.loads((folder / path).read_text())
+        table.add_row(what, str(scores["images"]), f"{scores['mIoU']:.2f}", f"{scores['aAcc']:.2f}", scores["protocol"])
+    console.print(table)
+    console.print(f"Pictures: {folder}/figures (image, truth, prediction, error) and {folder}/pictures/overlays", markup=False)
+
+
+if __name__ == "__main__":
+    main()
