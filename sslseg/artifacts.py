@@ -34,6 +34,8 @@ def identify(path: str | Path) -> Artifact:
         return Artifact("store", path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run directory, a checkpoint (.pth) or a store (.h5)")
+    if path.name == RECORD:
+        return Artifact("run", path.parent)
     if path.suffix == ".json":
         return Artifact("split", path)
     if path.suffix in (".pth", ".pt"):

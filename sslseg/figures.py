@@ -35,8 +35,11 @@ def save_palette_png(path: Path, mask: np.ndarray, palette: Palette) -> None:
     if mask.dtype != np.uint8:
         save_image(path, mask)
         return
-    picture = Image.fromarray(mask, mode=None)
-    picture.putpalette(np.asarray(palette, np.uint8).flatten().tolist())
+    picture = Image.fromarray(mask)
+    # All 256 entries, or Pillow would pack the indices into fewer bits and lose the ignore value.
+    colors = np.full((256, 3), IGNORED_COLOR, np.uint8)
+    colors[: len(palette)] = palette
+    picture.putpalette(colors.flatten().tolist())
     picture.save(path)
 
 
