@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,9 +91,7 @@ def load_model(checkpoint: Path) -> Model:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{checkpoint} cannot be read as a checkpoint ({type(error).__name__}); it may be damaged") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError as error:
         raise UserError(f"{checkpoint} holds other things than weights; give a checkpoint of `sslseg train`") from error
     meta = state.get("meta", {}) if isinstance(state, dict) else {}
     if meta.get("format") != FORMAT:

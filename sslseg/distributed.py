@@ -13,15 +13,17 @@ from mmengine.device import utils as device_utils
 from mmengine.dist import get_rank, init_dist
 
 from sslseg.errors import UserError
+from sslseg.registry import import_mmseg
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 T = TypeVar("T")
 
 
 def launch(launcher: str, device: str) -> None:
-    """Select ``device`` (``auto``, ``cpu``, ``cuda`` or ``cuda:N``) and join the process group of ``launcher``."""
+    """Import mmseg quietly, select ``device`` (``auto``, ``cpu``, ``cuda`` or ``cuda:N``) and join the process group of ``launcher``."""
     if launcher not in LAUNCHERS:
         raise UserError(f"launcher {launcher!r} is unknown; use --launcher with one of: {', '.join(LAUNCHERS)}")
+    import_mmseg()
     _select(device)
     if launcher == "none" or dist.is_initialized():
         return

@@ -32,10 +32,10 @@ TEXTURES = ("plain", "stripes", "checker", "dots", "grid", "gradient")
 SIZE, TRAIN, VAL = 96, 512, 128
 MARKER, VERSION = "shapes.json", 1
 
-STYLES, STYLE_SEED, STYLE_DECAY = 5, 20240501, 0.6
+STYLES, STYLE_SEED, STYLE_DECAY = 6, 20240501, 0.6
 HUE_SPREAD, OWN_TEXTURE = 0.035, 0.95
 OBJECTS = (3, 6)
-RADIUS = (14.0, 32.0)
+RADIUS = (16.0, 34.0)
 NOISE, CAST, SHADE = (2, 8), 16, (-50, 30)
 SUBPIXEL_BITS = 4
 
@@ -141,7 +141,7 @@ def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
         fill(rectangle(radius, arm))
         fill(rectangle(arm, radius))
     elif name == "stick":
-        fill(rectangle(1.5 * radius, rng.uniform(3.2, 4.8)))
+        fill(rectangle(1.5 * radius, rng.uniform(3.6, 5.2)))
     else:
         raise ValueError(f"no outline for {name!r}")
     return mask > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -37,7 +38,7 @@ def load_file(segmentor: nn.Module, path: Path) -> int:
     """
     try:
         checkpoint = _load_checkpoint(str(path), map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         raise UserError(f"--pretrained {path} is no readable checkpoint ({type(error).__name__}); give a .pth file") from error
     weights = checkpoint.get("state_dict", checkpoint)
     weights = {_strip(name): value for name, value in weights.items() if torch.is_tensor(value)}

@@ -7,5 +7,5 @@ data = dict(
     flip=0.5,
     workers=2)
 views = dict(
-    weak=[dict(type='PhotoMetricDistortion')],
+    weak=[],  # crop, scale and flip come before the views
     strong=[dict(type='PhotoMetricDistortion', hue_delta=32), dict(type='RandomBlur'), dict(type='RandomGray')])

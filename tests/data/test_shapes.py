@@ -1,0 +1,82 @@
+"""The embedded dataset: fixed by its seed, of the stated mixture, and never half drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sslseg.data import shapes
+from sslseg.data.layouts.shapes import describe
+from sslseg.errors import UserError
+from sslseg.split import SplitOptions, make_split
+
+
+def test_a_draw_depends_on_seed_and_index_alone() -> None:
+    image, mask = shapes.draw(3, seed=0)
+    np.random.seed(1)
+    again = shapes.draw(3, seed=0)
+    assert np.array_equal(image, again[0])
+    assert np.array_equal(mask, again[1])
+    assert not np.array_equal(image, shapes.draw(4, seed=0)[0])
+    assert not np.array_equal(image, shapes.draw(3, seed=1)[0])
+    assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((96, 96, 3), np.uint8, (96, 96), np.uint8)
+
+
+def test_classes_are_unequal_and_all_there() -> None:
+    pixels = sum(np.bincount(shapes.draw(index, seed=0)[1].ravel(), minlength=7) for index in range(200))
+    share = pixels / pixels.sum()
+    assert len(shapes.CLASSES) == len(shapes.PALETTE) == 7
+    assert share.min() > 0.005
+    assert share[0] > 0.5
+    assert share[1] > 3 * share[6]
+
+
+def test_no_single_colour_tells_the_class() -> None:
+    """Mean colours of neighbouring classes overlap: the nearest class centre is wrong for many shapes."""
+    colors: list[list[np.ndarray]] = [[] for _ in shapes.CLASSES]
+    for index in range(150):
+        image, mask = shapes.draw(index, seed=0)
+        for kind in np.unique(mask)[1:]:
+            colors[kind].append(image[mask == kind].mean(0))
+    centers = np.array([np.mean(kind, axis=0) for kind in colors[1:]])
+    right = [
+        np.linalg.norm(centers - color, axis=1).argmin() == kind for kind, found in enumerate(colors[1:]) for color in found
+    ]
+    assert 1 / 6 < np.mean(right) < 0.7
+
+
+def test_drawn_once_and_recognised(tmp_path: Path) -> None:
+    root = tmp_path / "data" / "shapes"
+    shapes.ensure(root, train=6, val=2)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    shapes.ensure(root, train=6, val=2)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert sorted(path.name for path in root.iterdir()) == ["images", "masks", "shapes.json"]
+    for change in (dict(seed=1), dict(train=7)):
+        with pytest.raises(UserError, match=f"with {next(iter(change))}.*remove the folder"):
+            shapes.ensure(root, **(dict(train=6, val=2) | change))
+    (root / "shapes.json").unlink()
+    with pytest.raises(UserError, match="not the embedded dataset"):
+        shapes.ensure(root, train=6, val=2)
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = shapes.draw
+
+    def stop(index: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if index == 3:
+            raise KeyboardInterrupt
+        return original(index, seed=seed)
+
+    monkeypatch.setattr(shapes, "draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.ensure(tmp_path / "shapes", train=6, val=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_default_size(tmp_path: Path) -> None:
+    split = make_split(describe(tmp_path / "shapes"), SplitOptions(ratio="1/16"))
+    assert (len(split.labeled), len(split.unlabeled), len(split.val)) == (32, 480, 128)

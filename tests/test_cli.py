@@ -1,0 +1,143 @@
+"""The program's contract: one line on stdout, exit codes, quick help, everything documented."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from sslseg.cli.app import app
+from sslseg.cli.console import run as run_main
+from sslseg.errors import Interrupted, UserError
+from tests.conftest import SHORT, Sslseg, program
+
+DOCS = Path(__file__).parent.parent / "docs"
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sslseg", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_and_option_is_documented(name: str) -> None:
+    """The tables come from the program; `python tools/command_tables.py` writes them anew."""
+    sys.path.insert(0, str(DOCS.parent / "tools"))
+    from command_tables import updated
+
+    text = (DOCS / "commands" / f"{name}.md").read_text()
+    command = COMMANDS[name]
+    assert text == updated(text, command), "run tools/command_tables.py"
+    assert command.help
+    for parameter in command.params:
+        assert parameter.name == "help" or parameter.help, f"{name}: {parameter.name} has no help"
+        assert parameter.name == "help" or parameter.opts[0] in text or parameter.name.upper() in text
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_the_design(workspace: Path) -> None:
+    command = f"{sys.executable} -m sslseg"
+    short = " ".join(SHORT)
+    line = f"{command} train --method supervised {short} | {command} pseudolabel - --workers 0 | {command} eval - --json"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 12
+    assert "\x1b" not in done.stderr  # no escape codes in a file
+    assert max(map(len, done.stderr.splitlines())) < 200
+
+
+def test_a_failed_command_before_us_in_the_pipeline(workspace: Path) -> None:
+    done = program("eval", "-", cwd=workspace, stdin="")
+    assert done.code == 2
+    assert "stdin is empty" in done.err
+    json_line = program("inspect", "-", cwd=workspace, stdin=json.dumps(dict(path="splits/toy-4")))
+    assert json_line.out == "splits/toy-4\n"
+
+
+def test_every_commands_json_parses_and_names_its_path(
+    workspace: Path, toy_folder: Path, sslseg: Sslseg, tmp_path: Path
+) -> None:
+    def record(*arguments: str | Path) -> dict:
+        done = sslseg(*arguments, "--json")
+        assert done.code == 0, done.err
+        assert done.out.count("\n") == 1
+        return json.loads(done.out)
+
+    assert record("split", "--data", toy_folder, "--count", "4")["labeled"] == 4
+    run = record("train", *SHORT)
+    assert run["best"]["mIoU"] >= run["last"]["mIoU"]
+    store = record("pseudolabel", "--workers", "0")
+    assert store["ids"] == 12
+    assert record("verify", store["path"])["kinds"] == ["masks", "confidence", "entropy"]
+    assert record("merge", store["path"], "--out", tmp_path / "m.h5")["ids"] == 12
+    assert record("eval", "--workers", "0")["protocol"] == "whole"
+    assert Path(record("export")["path"]).is_dir()
+    kinds = {
+        "split": Path(run["path"]) / "split",
+        "run": run["path"],
+        "checkpoint": Path(run["path"]) / "checkpoints" / "last.pth",
+        "store": store["path"],
+    }
+    for kind, path in kinds.items():
+        assert record("inspect", path)["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("x.png is wrong; mend it"), 2, "error: x.png is wrong; mend it"),
+        (OSError(errno.ENOSPC, "full", "a.h5"), 2, "cannot write a.h5: no space left"),
+        (OSError(errno.EROFS, "ro", "a.h5"), 2, "read-only"),
+        (PermissionError(errno.EACCES, "no", "a.h5"), 2, "permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Interrupted("saved at step 3"), 130, "saved at step 3"),
+        (typer.BadParameter("no such thing"), 2, "no such thing"),
+        (RuntimeError("bug"), 1, "fault of sslseg"),
+    ],
+)
+def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_main(fail) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert ("Traceback" in captured.err) == (code == 1)
+    if code == 2:
+        assert captured.err.count("\n") == 1
+
+
+def test_wrong_usage_is_one_line(sslseg: Sslseg) -> None:
+    for arguments in (("trian",), ("train", "--iters", "many"), ("split", "--nope"), ("merge", "a.h5")):
+        done = sslseg(*arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+        assert "Traceback" not in done.err
+
+
+def test_a_read_only_folder(workspace: Path, sslseg: Sslseg, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "runs")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    done = sslseg("train", *SHORT)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "runs: the disk is read-only" in done.err
+
+
+def test_version() -> None:
+    from sslseg import __version__
+
+    done = subprocess.run([sys.executable, "-m", "sslseg", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"sslseg {__version__}\n"
