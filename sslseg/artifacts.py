@@ -30,7 +30,9 @@ def identify(path: str | Path) -> Artifact:
             return Artifact("run", path)
         if (path / "split.json").exists():
             return Artifact("split", path / "split.json")
-        raise UserError(f"{path} is a folder without {RECORD} or split.json; give a run, a split, a checkpoint or a store")
+        raise UserError(
+            f"{path} is a folder without {RECORD} or split.json; give a run, a split, a checkpoint or a store"
+        )
     if path.suffix in (".h5", ".hdf5") and (path.exists() or path.with_name(path.name + ".partial").exists()):
         return Artifact("store", path)
     if not path.exists():
@@ -76,7 +78,9 @@ def find_model(source: str | Path, *, which: str = "best") -> Model:
 
         checkpoint = Path(json.loads(StoreReader(artifact.path).header.provenance)["checkpoint"])
         if not checkpoint.exists():
-            raise UserError(f"store {artifact.path} was made with {checkpoint}, which is gone; give a run or a checkpoint")
+            raise UserError(
+                f"store {artifact.path} was made with {checkpoint}, which is gone; give a run or a checkpoint"
+            )
         return load_model(checkpoint)
     raise UserError(f"{source} is a {artifact.kind}, not a model; give a run directory, a checkpoint or a store")
 
@@ -90,7 +94,9 @@ def load_model(checkpoint: Path) -> Model:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{checkpoint} cannot be read as a checkpoint ({type(error).__name__}); it may be damaged") from error
+        raise UserError(
+            f"{checkpoint} cannot be read as a checkpoint ({type(error).__name__}); it may be damaged"
+        ) from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{checkpoint} holds other things than weights; give a checkpoint of `sslseg train`") from error
     meta = state.get("meta", {}) if isinstance(state, dict) else {}
@@ -99,7 +105,9 @@ def load_model(checkpoint: Path) -> Model:
             f"{checkpoint} is no checkpoint of sslseg; give one of a run, or use it with `sslseg train --pretrained {checkpoint}`"
         )
     if meta["version"] > VERSION:
-        raise UserError(f"{checkpoint} has version {meta['version']}, this program reads up to {VERSION}; update sslseg")
+        raise UserError(
+            f"{checkpoint} has version {meta['version']}, this program reads up to {VERSION}; update sslseg"
+        )
     return Model(checkpoint, meta, state["state_dict"], enclosing_run(checkpoint))
 
 

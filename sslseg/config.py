@@ -42,7 +42,16 @@ def load(path: Path) -> Any:
     import_mmseg()
     try:
         return Config.fromfile(str(path))
-    except (OSError, SyntaxError, KeyError, TypeError, NameError, ValueError, ImportError, AttributeError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        KeyError,
+        TypeError,
+        NameError,
+        ValueError,
+        ImportError,
+        AttributeError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"config {path} cannot be loaded: {type(error).__name__}: {reason}; mend the file") from error
 
@@ -64,7 +73,9 @@ def load_model(name: str) -> Any:
     path = preset if preset.is_file() else Path(name)
     if path.suffix != ".py" or not path.is_file():
         known = ", ".join(model_names())
-        raise UserError(f"model {name!r} is neither a preset nor a config file; use --model with one of: {known}; or a path")
+        raise UserError(
+            f"model {name!r} is neither a preset nor a config file; use --model with one of: {known}; or a path"
+        )
     config = load(path)
     if "model" not in config:
         raise UserError(f"config {path} has no `model`; give an mmseg segmentor config")

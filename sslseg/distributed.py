@@ -28,7 +28,9 @@ def launch(launcher: str, device: str) -> None:
     if launcher == "none" or dist.is_initialized():
         return
     if launcher == "pytorch" and "RANK" not in os.environ:
-        raise UserError("--launcher pytorch needs torchrun: torchrun --nproc-per-node N -m sslseg ... --launcher pytorch")
+        raise UserError(
+            "--launcher pytorch needs torchrun: torchrun --nproc-per-node N -m sslseg ... --launcher pytorch"
+        )
     if get_device() == "cuda":
         init_dist(launcher, backend="nccl")
     elif launcher == "pytorch":
@@ -46,7 +48,9 @@ def _select(device: str) -> None:
         # mmengine has picked the device when it was imported; this is the name that its get_device() reads.
         device_utils.DEVICE = "cpu"
     elif kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no GPU (torch {torch.__version__}); use --device cpu or install torch with CUDA")
+        raise UserError(
+            f"--device {device}: torch sees no GPU (torch {torch.__version__}); use --device cpu or install torch with CUDA"
+        )
     elif index:
         if int(index) >= torch.cuda.device_count():
             raise UserError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")

@@ -28,7 +28,13 @@ Scored = tuple[Sample, Tensor, Tensor]
 
 
 def evaluate_model(
-    model: Model, split: Split, *, subset: str, protocol: Protocol, workers: int = 2, figures: Path | None = None
+    model: Model,
+    split: Split,
+    *,
+    subset: str,
+    protocol: Protocol,
+    workers: int = 2,
+    figures: Path | None = None,
 ) -> dict[str, Any]:
     """Score ``model`` on the labelled images of ``subset`` and return the scores (``SegmentationMetric.finish``)."""
     check_classes(model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
@@ -50,31 +56,44 @@ def evaluate_model(
 def evaluate_store(store: StoreReader, split: Split, *, figures: Path | None = None) -> dict[str, Any]:
     """Score the masks of ``store`` against the labels of its ids, where there are any, and return the scores."""
     if store.classes != tuple(split.dataset.classes):
-        raise UserError(f"store {store.path} has other classes than dataset {split.dataset.name!r}; give the split it belongs to")
+        raise UserError(
+            f"store {store.path} has other classes than dataset {split.dataset.name!r}; give the split it belongs to"
+        )
     by_id = {sample.id: sample for sample in split.samples("all")}
     samples = [by_id[name] for name in store.ids if name in by_id and by_id[name].mask is not None]
     if not samples:
-        raise UserError(f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r} to compare with")
+        raise UserError(
+            f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r} to compare with"
+        )
     table = label_table(split.dataset)
 
     def scored() -> Iterator[Scored]:
         for sample in samples[get_rank() :: get_world_size()]:
             mask = torch.from_numpy(store.mask(sample.id).astype("int64"))
-            label = torch.from_numpy(read_mask(sample.mask, table).astype("int64"))
+            label = torch.from_numpy(read_mask(str(sample.mask), table).astype("int64"))
             if mask.shape != label.shape:
-                raise UserError(f"store {store.path}: {sample.id!r} is {tuple(mask.shape)}, its label {tuple(label.shape)}")
+                raise UserError(
+                    f"store {store.path}: {sample.id!r} is {tuple(mask.shape)}, its label {tuple(label.shape)}"
+                )
             yield sample, mask, label
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
     provenance = store.provenance
-    return dict(scores, protocol=f"store, {provenance.get('protocol')}", subset=provenance.get("subset"), store=str(store.path))
+    return dict(
+        scores,
+        protocol=f"store, {provenance.get('protocol')}",
+        subset=provenance.get("subset"),
+        store=str(store.path),
+    )
 
 
 def with_masks(split: Split, subset: str) -> list[Sample]:
     """Return the samples of ``subset`` that have a mask; raise UserError if none has."""
     samples = [sample for sample in split.samples(subset) if sample.mask is not None]
     if not samples:
-        raise UserError(f"subset {subset!r} of the split has no labelled image to score against; choose another with --subset")
+        raise UserError(
+            f"subset {subset!r} of the split has no labelled image to score against; choose another with --subset"
+        )
     return samples
 
 

@@ -53,7 +53,13 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 
 def save_panel(
-    path: Path, image: np.ndarray, label: Tensor, mask: Tensor, *, palette: Palette, crop: tuple[int, int] | None = None
+    path: Path,
+    image: np.ndarray,
+    label: Tensor,
+    mask: Tensor,
+    *,
+    palette: Palette,
+    crop: tuple[int, int] | None = None,
 ) -> None:
     """Write image, truth, prediction and error side by side; errors are red, ignored pixels grey."""
     truth, predicted = label.cpu().numpy(), mask.cpu().numpy()
@@ -87,7 +93,15 @@ def save_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequ
         for row, column in np.ndindex(*shares.shape):
             if shares[row, column] >= 0.5:
                 color = "white" if shares[row, column] < 60 else "black"
-                axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8)
+                axes.text(
+                    column,
+                    row,
+                    f"{shares[row, column]:.0f}",
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=8,
+                )
     figure.colorbar(picture, label="share of the true class's pixels (%)", fraction=0.046)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

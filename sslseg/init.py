@@ -68,7 +68,9 @@ def describe(
     folder = root.parent if kind == "pairs" else root
     # Stand-in classes until the masks have told how many there are.
     stand_in = facts.classes or ("class_0", "class_1")
-    draft = DatasetDescription(kind, str(folder), name or root.stem, stand_in, tuple(color_map(len(stand_in))), None, options)
+    draft = DatasetDescription(
+        kind, str(folder), name or root.stem, stand_in, tuple(color_map(len(stand_in))), None, options
+    )
     listing = list_samples(draft)
     masks = _sample_masks(listing)
     names, colors = _names(folder, classes)
@@ -94,7 +96,9 @@ def _sample_masks(listing: Listing) -> list[str]:
     """Return up to ``SAMPLE`` mask files, evenly chosen; raise UserError if there is none."""
     masks = [sample.mask for sample in (*listing.train.values(), *listing.val.values()) if sample.mask is not None]
     if not masks:
-        raise UserError("no image of the dataset has a mask, so there is nothing to learn from; add masks, or check --layout")
+        raise UserError(
+            "no image of the dataset has a mask, so there is nothing to learn from; add masks, or check --layout"
+        )
     return [masks[index] for index in np.linspace(0, len(masks) - 1, min(SAMPLE, len(masks))).round().astype(int)]
 
 
@@ -140,7 +144,7 @@ def _guess_ignore(pixels: np.ndarray, num_classes: int | None) -> int | None:
     for value in (IGNORE_INDEX, WIDE_IGNORE_INDEX):
         if value in values and (num_classes is None or value >= num_classes):
             return value
-    beyond = values[values >= num_classes] if num_classes is not None else []
+    beyond = values[values >= num_classes] if num_classes is not None else values[:0]
     return int(beyond[0]) if len(beyond) == 1 else None
 
 
@@ -148,7 +152,9 @@ def _numbered(pixels: np.ndarray, ignore_index: int | None, root: Path) -> list[
     """Name as many classes as the masks' values need, counted without the ignore index."""
     values = [int(value) for value in np.flatnonzero(pixels) if value != ignore_index]
     if len(values) < 2:
-        raise UserError(f"dataset {root}: its masks hold only the values {values}; segmentation needs two classes, check --ignore-index")
+        raise UserError(
+            f"dataset {root}: its masks hold only the values {values}; segmentation needs two classes, check --ignore-index"
+        )
     # Values beyond the ignore index move down by one, as `label_table` reads them.
     count = max(values) + (0 if ignore_index is not None and ignore_index < max(values) else 1)
     return [f"class_{index}" for index in range(count)]
@@ -173,9 +179,9 @@ def toml_text(findings: Findings) -> str:
         f"palette = {json.dumps(found.palette)}  # RGB, by class",
     ]
     if found.ignore_index is None:
-        lines.append("# ignore_index = 255  # the value in the masks that means \"no label\"; none was found")
+        lines.append('# ignore_index = 255  # the value in the masks that means "no label"; none was found')
     else:
-        lines.append(f"ignore_index = {found.ignore_index}  # the value in the masks that means \"no label\"")
+        lines.append(f'ignore_index = {found.ignore_index}  # the value in the masks that means "no label"')
     if found.options:
         lines += ["", "[dataset.options]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in found.options.items()]

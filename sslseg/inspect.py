@@ -21,7 +21,14 @@ def _split(artifact: Artifact) -> dict[str, Any]:
     split = Split.load(artifact.path)
     counts = {name: len(getattr(split, name)) for name in ("labeled", "unlabeled", "val")}
     told = dict(seed=split.seed, ratio=split.ratio, strategy=split.strategy, family=split.family["name"])
-    return dict(dataset=split.dataset.name, root=split.dataset.root, classes=list(split.dataset.classes), **counts, **told, sha256=split.sha256)
+    return dict(
+        dataset=split.dataset.name,
+        root=split.dataset.root,
+        classes=list(split.dataset.classes),
+        **counts,
+        **told,
+        sha256=split.sha256,
+    )
 
 
 def _run(artifact: Artifact) -> dict[str, Any]:
@@ -47,7 +54,14 @@ def _checkpoint(artifact: Artifact) -> dict[str, Any]:
     meta.pop("config")
     dataset = meta.pop("dataset")
     parameters = sum(value.numel() for value in model.state_dict.values())
-    return dict(method=meta.pop("method"), step=meta.pop("iter"), dataset=dataset["name"], classes=dataset["classes"], values=parameters, **meta)
+    return dict(
+        method=meta.pop("method"),
+        step=meta.pop("iter"),
+        dataset=dataset["name"],
+        classes=dataset["classes"],
+        values=parameters,
+        **meta,
+    )
 
 
 def _store(artifact: Artifact) -> dict[str, Any]:
@@ -58,4 +72,11 @@ def _store(artifact: Artifact) -> dict[str, Any]:
     for key in ("palette", "provenance"):
         header.pop(key)
     size = artifact.path.stat().st_size
-    return dict(ids=len(store), kinds=list(store.kinds), bytes=size, **header, **store.provenance, content_sha256=store.content_sha256)
+    return dict(
+        ids=len(store),
+        kinds=list(store.kinds),
+        bytes=size,
+        **header,
+        **store.provenance,
+        content_sha256=store.content_sha256,
+    )

@@ -37,8 +37,12 @@ class SegmentationMetric(IoUMetric):
             aAcc=float(raw["aAcc"] * 100),
             mAcc=float(np.nanmean(raw["Acc"]) * 100),
         )
-        scores["IoU"] = {name: _percent(value) for name, value in zip(self.dataset_meta["classes"], raw["IoU"], strict=True)}
-        scores["Acc"] = {name: _percent(value) for name, value in zip(self.dataset_meta["classes"], raw["Acc"], strict=True)}
+        scores["IoU"] = {
+            name: _percent(value) for name, value in zip(self.dataset_meta["classes"], raw["IoU"], strict=True)
+        }
+        scores["Acc"] = {
+            name: _percent(value) for name, value in zip(self.dataset_meta["classes"], raw["Acc"], strict=True)
+        }
         return scores
 
     def finish(self, size: int) -> dict[str, Any]:

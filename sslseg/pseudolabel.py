@@ -72,7 +72,9 @@ def pseudolabel(
     shard, shards = options.shard
     batches = list(FixedBatches(len(samples), options.batch_size, rank=shard, world_size=shards))
     if not batches:
-        raise UserError(f"--shard {shard}/{shards} gets no image: there are {len(samples)} in batches of {options.batch_size}")
+        raise UserError(
+            f"--shard {shard}/{shards} gets no image: there are {len(samples)} in batches of {options.batch_size}"
+        )
     if options.resume and path.exists():
         return path
     positions = [index for batch in batches for index in batch]
@@ -118,9 +120,7 @@ def _arrays(prediction: Prediction, scores: Sequence[str]) -> dict[str, np.ndarr
     return dict(mask=prediction.mask.cpu().numpy(), **maps)
 
 
-def make_header(
-    model: Model, options: PseudolabelOptions, provenance: dict[str, Any], *, total: int
-) -> StoreHeader:
+def make_header(model: Model, options: PseudolabelOptions, provenance: dict[str, Any], *, total: int) -> StoreHeader:
     """Return the header of a store that ``model`` makes."""
     told = dict(
         checkpoint=str(model.checkpoint.resolve()),

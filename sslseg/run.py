@@ -49,7 +49,9 @@ class Run:
         try:
             record = json.loads(self.record_path.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"{self.folder} is no run directory: it has no {RECORD}; give one that `sslseg train` made") from error
+            raise UserError(
+                f"{self.folder} is no run directory: it has no {RECORD}; give one that `sslseg train` made"
+            ) from error
         except ValueError as error:
             raise UserError(f"{self.record_path} is no JSON ({error}); train again in another directory") from error
         if record.get("format") != FORMAT or record.get("version", 0) > VERSION:
@@ -68,7 +70,9 @@ class Run:
         if which == "best" and not path.exists():
             path = self.checkpoints / "last.pth"
         if not path.exists():
-            raise UserError(f"{self.folder} has no checkpoint yet; go on with `sslseg train --resume --run-dir {self.folder}`")
+            raise UserError(
+                f"{self.folder} has no checkpoint yet; go on with `sslseg train --resume --run-dir {self.folder}`"
+            )
         return path
 
 

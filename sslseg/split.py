@@ -71,7 +71,10 @@ class Split:
         for name in ("labeled", "unlabeled", "val"):
             write_text(folder / f"{name}.txt", "".join(f"{entry}\n" for entry in getattr(self, name)))
         record = self.content() | dict(
-            dataset=self.dataset.to_dict(), family=self.family, program_version=__version__, sha256=self.sha256
+            dataset=self.dataset.to_dict(),
+            family=self.family,
+            program_version=__version__,
+            sha256=self.sha256,
         )
         write_json(path, record)
         return path
@@ -93,17 +96,26 @@ class Split:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise UserError(f"{path} is no split of sslseg; give a split.json")
         if record["version"] > VERSION:
-            raise UserError(f"split {path} has version {record['version']}, this program reads up to {VERSION}; update sslseg")
+            raise UserError(
+                f"split {path} has version {record['version']}, this program reads up to {VERSION}; update sslseg"
+            )
         try:
             split = cls(
                 dataset=DatasetDescription.from_dict(record["dataset"]),
-                **{name: tuple(record[name]) for name in ("labeled", "unlabeled", "val")},
-                **{name: record[name] for name in ("seed", "ratio", "strategy", "family")},
+                labeled=tuple(record["labeled"]),
+                unlabeled=tuple(record["unlabeled"]),
+                val=tuple(record["val"]),
+                seed=record["seed"],
+                ratio=record["ratio"],
+                strategy=record["strategy"],
+                family=record["family"],
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"split {path} lacks or has a wrong {error}; make it anew with `sslseg split`") from error
         if split.sha256 != record.get("sha256"):
-            raise UserError(f"split {path} was changed after it was written (its sha256 differs); make a new one with --labeled-list")
+            raise UserError(
+                f"split {path} was changed after it was written (its sha256 differs); make a new one with --labeled-list"
+            )
         if root is not None:
             split = replace(split, dataset=split.dataset.with_root(root))
         return split
@@ -193,7 +205,9 @@ def labeled_count(total: int, options: SplitOptions) -> int:
         raise UserError("--ratio and --count exclude each other; give one")
     if options.count is not None:
         if not 1 <= options.count <= total:
-            raise UserError(f"--count {options.count} is not between 1 and the {total} training images that have a mask")
+            raise UserError(
+                f"--count {options.count} is not between 1 and the {total} training images that have a mask"
+            )
         return options.count
     ratio = parse_ratio(options.ratio or DEFAULT_RATIO)
     return max(int(ratio * total + Fraction(1, 2)), 1)
@@ -202,7 +216,9 @@ def labeled_count(total: int, options: SplitOptions) -> int:
 def _drawn(listing: Listing, dataset: DatasetDescription, options: SplitOptions) -> list[str]:
     names = sorted(name for name, sample in listing.train.items() if sample.mask is not None)
     if not names:
-        raise UserError(f"dataset {dataset.name!r}: none of {len(listing.train)} training images has a mask; check the folder of masks")
+        raise UserError(
+            f"dataset {dataset.name!r}: none of {len(listing.train)} training images has a mask; check the folder of masks"
+        )
     count = labeled_count(len(names), options)
     rng = np.random.default_rng([options.seed] if options.nested else [options.seed, count])
     if options.stratify:
@@ -266,7 +282,9 @@ def _from_list(listing: Listing, path: Path, options: SplitOptions) -> list[str]
 def _not_val(names: Sequence[str], listing: Listing, path: Path) -> None:
     wrong = [name for name in names if name in listing.val]
     if wrong:
-        raise UserError(f"list {path} names {wrong[0]!r}, which is a validation image ({len(wrong)} such); training on it would be cheating")
+        raise UserError(
+            f"list {path} names {wrong[0]!r}, which is a validation image ({len(wrong)} such); training on it would be cheating"
+        )
 
 
 def _unlabeled(listing: Listing, labeled: Sequence[str], options: SplitOptions) -> list[str]:
@@ -277,7 +295,9 @@ def _unlabeled(listing: Listing, labeled: Sequence[str], options: SplitOptions) 
     _not_val(names, listing, options.unlabeled_list)
     both = [name for name in names if name in taken]
     if both:
-        raise UserError(f"list {options.unlabeled_list} names {both[0]!r}, which is labelled too ({len(both)} such); mend one of the lists")
+        raise UserError(
+            f"list {options.unlabeled_list} names {both[0]!r}, which is labelled too ({len(both)} such); mend one of the lists"
+        )
     return names
 
 

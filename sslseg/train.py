@@ -78,7 +78,9 @@ def build_config(split: Split, options: TrainOptions) -> Any:
     config = configs.load_named(options.config or f"{options.method}/default")
     for key in ("model", "method", "schedule", "optimizer", "data", "views", "evaluation"):
         if key not in config:
-            raise UserError(f"config {config.filename} has no {key!r}; base it on configs/_base_ as the shipped ones are")
+            raise UserError(
+                f"config {config.filename} has no {key!r}; base it on configs/_base_ as the shipped ones are"
+            )
     if METHODS.get(config.method.type) is None:
         raise UserError(f"config {config.filename}: method.type {config.method.type!r} is unknown")
     if options.model is not None:
@@ -167,7 +169,9 @@ def _claim(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
                 f"{run.folder} already holds a run ({record['status']}); add --resume to go on, or --run-dir for another"
             )
         if record["split_sha256"] != split.sha256:
-            raise UserError(f"{run.folder} was trained on another split; give the split it began with, or --run-dir for another")
+            raise UserError(
+                f"{run.folder} was trained on another split; give the split it began with, or --run-dir for another"
+            )
         if record["method"] != config.method.type:
             raise UserError(f"{run.folder} was trained with method {record['method']}; give --run-dir for another")
         if record["status"] == FINISHED and record["iters"] >= config.schedule.iters:

@@ -20,12 +20,21 @@ else:
 TOML = "sslseg.toml"
 NUMBER = (int, float)
 KEYS: dict[str, dict[str, Any]] = {
-    "dataset": dict(
-        layout=str, root=str, name=str, classes=list, palette=list, ignore_index=int, options=dict
-    ),
+    "dataset": dict(layout=str, root=str, name=str, classes=list, palette=list, ignore_index=int, options=dict),
     "train": dict(
-        method=str, config=str, model=str, pretrained=str, device=str, iters=int, epochs=int, batch_size=int, lr=NUMBER,
-        crop=(int, str), seed=int, workers=int, val_interval=int,
+        method=str,
+        config=str,
+        model=str,
+        pretrained=str,
+        device=str,
+        iters=int,
+        epochs=int,
+        batch_size=int,
+        lr=NUMBER,
+        crop=(int, str),
+        seed=int,
+        workers=int,
+        val_interval=int,
     ),
     "folders": dict(splits=str, runs=str),
 }
@@ -52,17 +61,23 @@ class Workspace:
         except FileNotFoundError:
             return cls(folder, {})
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {error}; mend it, or write it anew with `sslseg init --force`") from error
+            raise UserError(
+                f"{path} cannot be read: {error}; mend it, or write it anew with `sslseg init --force`"
+            ) from error
         for section, values in settings.items():
             if section not in KEYS or not isinstance(values, dict):
-                raise UserError(f"{path}: {section!r} is unknown; the sections are {', '.join(f'[{name}]' for name in KEYS)}")
+                raise UserError(
+                    f"{path}: {section!r} is unknown; the sections are {', '.join(f'[{name}]' for name in KEYS)}"
+                )
             for key, value in values.items():
                 if key not in KEYS[section]:
                     raise UserError(f"{path}: [{section}] has no key {key!r}; it knows {', '.join(KEYS[section])}")
                 expected = KEYS[section][key]
                 if not isinstance(value, expected) or isinstance(value, bool):
                     kinds = expected if isinstance(expected, tuple) else (expected,)
-                    raise UserError(f"{path}: {key} = {value!r} in [{section}] must be {' or '.join(k.__name__ for k in kinds)}")
+                    raise UserError(
+                        f"{path}: {key} = {value!r} in [{section}] must be {' or '.join(k.__name__ for k in kinds)}"
+                    )
         return cls(folder, settings)
 
     def description(self) -> DatasetDescription:
@@ -79,7 +94,9 @@ class Workspace:
             return shapes.describe(self.folder / shapes.DEFAULT_ROOT)
         missing = [key for key in ("layout", "root", "classes") if key not in record]
         if missing:
-            raise UserError(f"{self.folder / TOML}: [dataset] lacks {missing[0]!r}; add it, or write the file anew with `sslseg init --force`")
+            raise UserError(
+                f"{self.folder / TOML}: [dataset] lacks {missing[0]!r}; add it, or write the file anew with `sslseg init --force`"
+            )
         layout_module(record["layout"])
         classes = tuple(map(str, record["classes"]))
         palette = record.get("palette") or default_palette(classes)

@@ -91,12 +91,26 @@ def program(*arguments: str | Path, cwd: Path, ranks: int = 1, stdin: str | None
     """Run the program in a process of its own, or under torchrun on ``ranks`` processes with gloo."""
     command: Sequence[str] = (sys.executable, "-m", "sslseg")
     if ranks > 1:
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "sslseg")
+        launcher = (
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+            "-m",
+            "sslseg",
+        )
         command = (sys.executable, *launcher)
         arguments = (*arguments, "--launcher", "pytorch")
     environment = os.environ | dict(OMP_NUM_THREADS="1")
     done = subprocess.run(
-        [*command, *map(str, arguments)], cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

@@ -49,7 +49,9 @@ def test_every_command_and_option_is_documented(name: str) -> None:
 def test_the_pipeline_of_the_design(workspace: Path) -> None:
     command = f"{sys.executable} -m sslseg"
     short = " ".join(SHORT)
-    line = f"{command} train --method supervised {short} | {command} pseudolabel - --workers 0 | {command} eval - --json"
+    line = (
+        f"{command} train --method supervised {short} | {command} pseudolabel - --workers 0 | {command} eval - --json"
+    )
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=workspace, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 12

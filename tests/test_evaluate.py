@@ -131,7 +131,12 @@ def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
 
 def test_the_mode_is_part_of_the_result(run: Path, sslseg: Sslseg) -> None:
     seen = {}
-    for arguments in ((), ("--mode", "slide", "--crop", "48"), ("--mode", "center-crop", "--crop", "32"), ("--tta",)):
+    for arguments in (
+        (),
+        ("--mode", "slide", "--crop", "48"),
+        ("--mode", "center-crop", "--crop", "32"),
+        ("--tta",),
+    ):
         scores = json.loads(sslseg("eval", run, "--json", "--workers", "0", *arguments).out)
         seen[scores["protocol"]] = sum(map(sum, scores["confusion"]))
         assert Path(scores["path"]).exists()
@@ -176,7 +181,10 @@ def test_two_ranks_report_one_result(run: Path) -> None:
 
 def test_a_damaged_or_missing_input(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("")
-    for source, message in {tmp_path / "nope": "does not exist", tmp_path / "x.txt": "neither a run directory"}.items():
+    for source, message in {
+        tmp_path / "nope": "does not exist",
+        tmp_path / "x.txt": "neither a run directory",
+    }.items():
         done = sslseg("eval", source)
         assert done.code == 2
         assert message in done.err

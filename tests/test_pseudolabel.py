@@ -109,7 +109,9 @@ def test_killed_and_resumed(run: Path, tmp_path: Path, sslseg: Sslseg) -> None:
     )
     command = [sys.executable, "-c", script, str(run), "--out", "s.h5", "--workers", "0"]
     environment = os.environ | dict(OMP_NUM_THREADS="1")
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     partial = partial_path(tmp_path / "s.h5")
     deadline = time.monotonic() + 120
     while len(list(partial.glob("*.h5"))) < 5 and time.monotonic() < deadline:

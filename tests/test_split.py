@@ -21,7 +21,10 @@ from sslseg.split import Split, SplitOptions, labeled_count, make_split, parse_r
 from tests.conftest import Sslseg
 
 
-@pytest.mark.parametrize(("text", "value"), [("1/8", Fraction(1, 8)), ("12.5%", Fraction(1, 8)), ("0.125", Fraction(1, 8)), ("1", 1), ("100%", 1)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1/8", Fraction(1, 8)), ("12.5%", Fraction(1, 8)), ("0.125", Fraction(1, 8)), ("1", 1), ("100%", 1)],
+)
 def test_ratio_is_read(text: str, value: Fraction) -> None:
     assert parse_ratio(text) == value
 
@@ -75,7 +78,9 @@ def test_stratified_choice_covers_rare_classes_and_keeps_shares() -> None:
         away = np.abs(pixels[plain].sum(0) / pixels[plain].sum() - target).sum()
         assert np.abs(shares - target).sum() < max(away, 0.02)
         assert stratified_order(pixels, 8, np.random.default_rng(seed)) == order[:8]
-    assert stratified_order(pixels, 9, np.random.default_rng(1)) != stratified_order(pixels, 9, np.random.default_rng(2))
+    assert stratified_order(pixels, 9, np.random.default_rng(1)) != stratified_order(
+        pixels, 9, np.random.default_rng(2)
+    )
 
 
 def test_files_are_what_other_programs_read(toy_split: Split, tmp_path: Path) -> None:
@@ -139,8 +144,16 @@ VOC = [f"2007_0000{n:02d}" for n in range(6)]
         ("JPEGImages/2007_000002.jpg SegmentationClass/2007_000002.png\n", VOC, [2]),
         ("/JPEGImages/2007_000002.jpg /SegmentationClassAug/2007_000002.png\n", VOC, [2]),
         ("leftImg8bit/train/ulm/ulm_000001_000019_leftImg8bit.png\n", CITY, [4]),
-        ("leftImg8bit/train/jena/jena_000002_000019_leftImg8bit.png gtFine/train/jena/jena_000002_000019_gtFine_labelTrainIds.png\n", CITY, [2]),
-        ("/images/train/jena_000001_000019.png\t/segmentation/train/jena_000001_000019_gtFine.png\n", CITY, [1]),
+        (
+            "leftImg8bit/train/jena/jena_000002_000019_leftImg8bit.png gtFine/train/jena/jena_000002_000019_gtFine_labelTrainIds.png\n",
+            CITY,
+            [2],
+        ),
+        (
+            "/images/train/jena_000001_000019.png\t/segmentation/train/jena_000001_000019_gtFine.png\n",
+            CITY,
+            [1],
+        ),
         ("ulm/ulm_000000_000019_leftImg8bit.png\n\n", CITY, [3]),
     ],
 )
@@ -203,7 +216,9 @@ def test_an_ambiguous_entry(tmp_path: Path) -> None:
 def test_lists_make_a_split(toy: DatasetDescription, tmp_path: Path) -> None:
     for name, ids in dict(labeled=("003", "001"), unlabeled=("004",), val=("016", "000")).items():
         (tmp_path / name).write_text("\n".join(ids))
-    options = SplitOptions(labeled_list=tmp_path / "labeled", unlabeled_list=tmp_path / "unlabeled", val_list=tmp_path / "val")
+    options = SplitOptions(
+        labeled_list=tmp_path / "labeled", unlabeled_list=tmp_path / "unlabeled", val_list=tmp_path / "val"
+    )
     split = make_split(toy, options)
     assert (split.labeled, split.unlabeled, split.val) == (("003", "001"), ("004",), ("016", "000"))
     assert len(make_split(toy, replace(options, unlabeled_list=None)).unlabeled) == 22 - 2 - 2
@@ -241,7 +256,14 @@ def test_commands_without_any_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("--labeled-list", "nowhere.txt"), "nowhere.txt cannot be read"),
     ],
 )
-def test_bad_input(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg: Sslseg, arguments: tuple, message: str) -> None:
+def test_bad_input(
+    toy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sslseg: Sslseg,
+    arguments: tuple,
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = sslseg("split", "--data", toy_folder, *arguments)
     assert (done.code, done.out) == (2, "")

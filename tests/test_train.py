@@ -66,7 +66,9 @@ def test_stopped_and_resumed_equals_uninterrupted(
     whole = train(toy_split, tmp_path / "whole", OPTIONS)
     from sslseg.engine.steps import StepSeed
 
-    def interrupt(self: StepSeed, runner: object, batch_idx: int, data_batch: object = None, outputs: object = None) -> None:
+    def interrupt(
+        self: StepSeed, runner: object, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
         if batch_idx + 1 == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -85,7 +87,18 @@ def test_stopped_and_resumed_equals_uninterrupted(
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(workspace: Path, toy_split: Split) -> None:
     whole = train(toy_split, workspace / "whole", replace(OPTIONS, iters=60, val_interval=10))
-    arguments = ("--iters", "60", "--batch-size", "2", "--crop", "48", "--workers", "0", "--val-interval", "10")
+    arguments = (
+        "--iters",
+        "60",
+        "--batch-size",
+        "2",
+        "--crop",
+        "48",
+        "--workers",
+        "0",
+        "--val-interval",
+        "10",
+    )
     command = [sys.executable, "-m", "sslseg", "train", *arguments, "--run-dir", "killed"]
     process = subprocess.Popen(command, cwd=workspace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = workspace / "killed" / "checkpoints" / "last.pth"
@@ -181,7 +194,9 @@ def test_pretrained_weights_come_from_the_configs_address(
     state = weights(plain.checkpoints / "last.pth")
     prefix = "student.backbone."
     backbone = {name.removeprefix(prefix): value + 0.5 for name, value in state.items() if name.startswith(prefix)}
-    backbone = {name: value.float() if "num_batches" not in name else state[prefix + name] for name, value in backbone.items()}
+    backbone = {
+        name: value.float() if "num_batches" not in name else state[prefix + name] for name, value in backbone.items()
+    }
     torch.save(dict(state_dict=backbone), tmp_path / "backbone.pth")
     with file_server(tmp_path) as address:
         init = dict(type="Pretrained", checkpoint=f"{address}/backbone.pth")
@@ -191,14 +206,16 @@ def test_pretrained_weights_come_from_the_configs_address(
         torch.testing.assert_close(loaded[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"])
         none = train(toy_split, tmp_path / "none", replace(served, pretrained="none"))
         assert not torch.allclose(
-            weights(none.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"]
+            weights(none.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"],
+            backbone["layer1.0.conv1.weight"],
         )
         missing = {"model.backbone.init_cfg": init | dict(checkpoint=f"{address}/no.pth")}
         with pytest.raises(UserError, match="--pretrained none"):
             train(toy_split, tmp_path / "missing", replace(options, assignments=missing))
     local = train(toy_split, tmp_path / "local", replace(options, pretrained=str(tmp_path / "backbone.pth")))
     torch.testing.assert_close(
-        weights(local.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"]
+        weights(local.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"],
+        backbone["layer1.0.conv1.weight"],
     )
 
 
@@ -220,7 +237,15 @@ def test_two_ranks_end_with_equal_weights(workspace: Path) -> None:
         "train(Split.load(Path('splits/toy-4')), Path('run'), options)\n"
         "torch.save(unwrap(made[0].runner).state_dict(), f\"rank{os.environ['RANK']}.pth\")\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     environment = os.environ | dict(OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -254,7 +279,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, toy_split: Split, options: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = train(toy_split, tmp_path / "run", replace(OPTIONS, iters=5))
     before = (run.checkpoints / "last.pth").read_bytes()
 

@@ -109,7 +109,12 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading == "masks" else "right")
     for name, report in reports.items():
         own_ratio = f"{report['own_size_ratio']:.2f}" if "own_size_ratio" in report else "-"
-        ratios = (f"{report['size_ratio']:.2f}", own_ratio, f"{report['read_ratio']:.2f}", f"{report['write_ratio']:.1f}")
+        ratios = (
+            f"{report['size_ratio']:.2f}",
+            own_ratio,
+            f"{report['read_ratio']:.2f}",
+            f"{report['write_ratio']:.1f}",
+        )
         table.add_row(name, str(report["masks"]), *ratios)
     Console().print(table)
 

@@ -24,7 +24,11 @@ def table(command: Any) -> str:
         if parameter.secondary_opts:
             name += f" / {parameter.secondary_opts[0]}"
         default = parameter.default
-        shown = "" if default is None or default is False or default == () or callable(default) or parameter.required else f"`{default}`"
+        shown = (
+            ""
+            if default is None or default is False or default == () or callable(default) or parameter.required
+            else f"`{default}`"
+        )
         rows.append(f"| `{name}` | {shown} | {parameter.help} |".replace("`True`", "on"))
     return "\n".join(rows)
 

@@ -50,7 +50,10 @@ def main() -> None:
         scores = json.loads((folder / path).read_text())
         table.add_row(what, str(scores["images"]), f"{scores['mIoU']:.2f}", f"{scores['aAcc']:.2f}", scores["protocol"])
     console.print(table)
-    console.print(f"Pictures: {folder}/figures (image, truth, prediction, error) and {folder}/pictures/overlays", markup=False)
+    console.print(
+        f"Pictures: {folder}/figures (image, truth, prediction, error) and {folder}/pictures/overlays",
+        markup=False,
+    )
 
 
 if __name__ == "__main__":

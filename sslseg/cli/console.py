@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,8 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 def is_main_process() -> bool:
     """True on rank 0 of a distributed launch and everywhere outside one."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0) == 0
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is None or not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def emit(path: Path | str, record: dict[str, Any] | None = None, *, as_json: bool = False) -> None:
@@ -37,7 +37,9 @@ def source_argument(value: str | None) -> str | None:
         return value
     line = sys.stdin.readline().strip()
     if not line:
-        raise UserError("stdin is empty: the command before '-' in the pipeline failed or printed no path; see its message above")
+        raise UserError(
+            "stdin is empty: the command before '-' in the pipeline failed or printed no path; see its message above"
+        )
     if line.startswith("{"):
         try:
             return str(json.loads(line)["path"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from typing import Any
 
 import typer
 
@@ -12,7 +13,7 @@ from sslseg.errors import Interrupted, UserError
 from sslseg.progress import stderr
 
 # Typer carries its own copy of click and names only the leaves of its exceptions.
-CommandLineError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+CommandLineError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 INPUT, FAULT, INTERRUPTED = 2, 1, 130
 
@@ -59,5 +60,7 @@ def exit_code(error: BaseException) -> int:
         fail(f"cannot write {where}: {DISK[error.errno]}")
         return INPUT
     traceback.print_exception(error, file=sys.stderr)
-    fail(f"this is a fault of sslseg, not of your input ({type(error).__name__}); please report it with the lines above")
+    fail(
+        f"this is a fault of sslseg, not of your input ({type(error).__name__}); please report it with the lines above"
+    )
     return FAULT

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 def command(
     source: Annotated[
         str | None,
-        typer.Argument(help="Run directory, checkpoint or store, or '-'; by default the newest run.", show_default=False),
+        typer.Argument(
+            help="Run directory, checkpoint or store, or '-'; by default the newest run.", show_default=False
+        ),
     ] = None,
-    subset: Annotated[str, typer.Option(help="Images of the split to score a model on: val, labeled, train, ...")] = "val",
+    subset: Annotated[
+        str, typer.Option(help="Images of the split to score a model on: val, labeled, train, ...")
+    ] = "val",
     which: WhichOption = "best",
     split: SplitOption = None,
     data: DataOption = None,
@@ -43,10 +47,14 @@ def command(
     launcher: LauncherOption = "none",
     figures: Annotated[
         Path | None,
-        typer.Option(help="Folder for panels (image, truth, prediction, error) and the confusion matrix.", show_default=False),
+        typer.Option(
+            help="Folder for panels (image, truth, prediction, error) and the confusion matrix.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File for the scores; by default beside what was scored.", show_default=False)
+        Path | None,
+        typer.Option(help="File for the scores; by default beside what was scored.", show_default=False),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -95,7 +103,11 @@ def _training_scores(model: Any) -> dict[str, Any]:
     """Return the last and best checkpoints' scores as training has recorded them."""
     record = model.run.read() if model.run is not None else {}
     keys = ("last", "best", "protocol")
-    return dict(training={key: record[key] for key in keys}, method=record["method"], seed=record["seed"]) if "last" in record else {}
+    return (
+        dict(training={key: record[key] for key in keys}, method=record["method"], seed=record["seed"])
+        if "last" in record
+        else {}
+    )
 
 
 def _show(scores: dict[str, Any], split: Split) -> None:
@@ -116,6 +128,9 @@ def _show(scores: dict[str, Any], split: Split) -> None:
         for which in ("last", "best")
         if training.get(which, {}).get("mIoU") is not None
     ]
-    stderr.print(f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})", highlight=False)
+    stderr.print(
+        f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})",
+        highlight=False,
+    )
     if recorded:
         stderr.print(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}", highlight=False)

@@ -13,11 +13,13 @@ from sslseg.cli.options import WhichOption
 
 def command(
     source: Annotated[
-        str | None, typer.Argument(help="Run directory or checkpoint, or '-'; by default the newest run.", show_default=False)
+        str | None,
+        typer.Argument(help="Run directory or checkpoint, or '-'; by default the newest run.", show_default=False),
     ] = None,
     which: WhichOption = "best",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write; by default <run>/export.", show_default=False)
+        Path | None,
+        typer.Option("--out", help="Folder to write; by default <run>/export.", show_default=False),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -20,7 +20,8 @@ def command(
         str, typer.Option(help="auto, folder, voc, cityscapes, pascal-context, pairs or shapes.")
     ] = "auto",
     ignore_index: Annotated[
-        int | None, typer.Option(help="Value in the masks that means 'no label', such as 255.", show_default=False)
+        int | None,
+        typer.Option(help="Value in the masks that means 'no label', such as 255.", show_default=False),
     ] = None,
     classes: Annotated[
         str | None,
@@ -60,9 +61,22 @@ def command(
     )
     if found.guessed and sys.stdin.isatty() and stderr.is_terminal:
         guess = found.description.ignore_index
-        answer = typer.prompt("Value in the masks that means 'no label' (none: -1)", default=-1 if guess is None else guess, type=int, err=True)
+        answer = typer.prompt(
+            "Value in the masks that means 'no label' (none: -1)",
+            default=-1 if guess is None else guess,
+            type=int,
+            err=True,
+        )
         if answer != (-1 if guess is None else guess):
-            found = describe(data, layout_name=layout, ignore_index=answer, classes=classes, unlabeled_dir=unlabeled_dir, val_pairs=val_pairs, name=name)
+            found = describe(
+                data,
+                layout_name=layout,
+                ignore_index=answer,
+                classes=classes,
+                unlabeled_dir=unlabeled_dir,
+                val_pairs=val_pairs,
+                name=name,
+            )
             found = replace(found, guessed=False)
     _show(found)
     path = write_toml(found, Path(TOML), force=force)

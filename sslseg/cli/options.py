@@ -19,11 +19,16 @@ DataOption = Annotated[
 ]
 SplitOption = Annotated[
     Path | None,
-    typer.Option("--split", help="split.json or its folder; by default the newest of the working folder.", show_default=False),
+    typer.Option(
+        "--split",
+        help="split.json or its folder; by default the newest of the working folder.",
+        show_default=False,
+    ),
 ]
 ModeOption = Annotated[str, typer.Option(help="How an image is predicted: whole, slide or center-crop.")]
 CropOption = Annotated[
-    str | None, typer.Option(help="Size in pixels, N or HxW, of the window or of the training crop.", show_default=False)
+    str | None,
+    typer.Option(help="Size in pixels, N or HxW, of the window or of the training crop.", show_default=False),
 ]
 StrideOption = Annotated[
     str | None,

@@ -25,9 +25,13 @@ from sslseg.cli.options import (
 def command(
     source: Annotated[
         str | None,
-        typer.Argument(help="Run directory, checkpoint or store, or '-'; by default the newest run.", show_default=False),
+        typer.Argument(
+            help="Run directory, checkpoint or store, or '-'; by default the newest run.", show_default=False
+        ),
     ] = None,
-    subset: Annotated[str, typer.Option(help="Images of the split: unlabeled, labeled, train, val or all.")] = "unlabeled",
+    subset: Annotated[
+        str, typer.Option(help="Images of the split: unlabeled, labeled, train, val or all.")
+    ] = "unlabeled",
     images: Annotated[
         Path | None, typer.Option(help="Predict a folder of images instead of a subset.", show_default=False)
     ] = None,
@@ -46,14 +50,21 @@ def command(
     device: DeviceOption = "auto",
     launcher: LauncherOption = "none",
     shard: Annotated[
-        str | None, typer.Option(help="Part i/n of the images, i from 0, for independent jobs; join with merge.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Part i/n of the images, i from 0, for independent jobs; join with merge.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The store; by default <run>/stores/<subset>.h5.", show_default=False)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished store; a finished one is kept.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished store; a finished one is kept.")
+    ] = False,
     export_png: Annotated[
-        Path | None, typer.Option(help="Also write palette PNGs and overlays into this folder.", show_default=False)
+        Path | None,
+        typer.Option(help="Also write palette PNGs and overlays into this folder.", show_default=False),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -96,7 +107,11 @@ def command(
     store = StoreReader(path)
     if export_png is not None:
         export(store, samples, export_png)
-    emit(path, dict(ids=len(store), kinds=list(store.kinds), subset=part, checkpoint=str(model.checkpoint)), as_json=as_json)
+    emit(
+        path,
+        dict(ids=len(store), kinds=list(store.kinds), subset=part, checkpoint=str(model.checkpoint)),
+        as_json=as_json,
+    )
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
@@ -109,4 +124,3 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[0]) >= int(parts[1]):
         raise UserError(f"--shard {text!r} is not i/n with i from 0 to n - 1, such as 0/4")
     return int(parts[0]), int(parts[1])
-

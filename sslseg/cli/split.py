@@ -19,18 +19,19 @@ PathOption = Path | None
 
 def command(
     ratio: Annotated[
-        str | None, typer.Option(help="Labelled share: 1/8, 12.5% or 0.125. Default: 1/8.", show_default=False)
+        str | None,
+        typer.Option(help="Labelled share: 1/8, 12.5% or 0.125. Default: 1/8.", show_default=False),
     ] = None,
     count: Annotated[int | None, typer.Option(help="Number of labelled images instead.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-    nested: Annotated[
-        bool, typer.Option(help="Make the smaller ratios of a seed prefixes of the larger ones.")
-    ] = True,
+    nested: Annotated[bool, typer.Option(help="Make the smaller ratios of a seed prefixes of the larger ones.")] = True,
     stratify: Annotated[
-        bool, typer.Option("--stratify", help="Cover every class and keep the class shares; reads all training masks.")
+        bool,
+        typer.Option("--stratify", help="Cover every class and keep the class shares; reads all training masks."),
     ] = False,
     labeled_list: Annotated[
-        PathOption, typer.Option(help="Published list of labelled images, in any known format.", show_default=False)
+        PathOption,
+        typer.Option(help="Published list of labelled images, in any known format.", show_default=False),
     ] = None,
     unlabeled_list: Annotated[
         PathOption, typer.Option(help="List of unlabelled images; by default all others.", show_default=False)
@@ -50,7 +51,8 @@ def command(
     scan: Annotated[bool, typer.Option(help="Open every image and the labelled masks to find damage now.")] = True,
     workers: WorkersOption = 2,
     out: Annotated[
-        PathOption, typer.Option(help="Folder to write; by default splits/<dataset>-<ratio>-seed<seed>.", show_default=False)
+        PathOption,
+        typer.Option(help="Folder to write; by default splits/<dataset>-<ratio>-seed<seed>.", show_default=False),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -67,7 +69,9 @@ def command(
 
     workspace = Workspace.load()
     if data is not None:
-        found = describe(data, layout_name=layout, ignore_index=ignore_index, classes=classes, unlabeled_dir=unlabeled_dir)
+        found = describe(
+            data, layout_name=layout, ignore_index=ignore_index, classes=classes, unlabeled_dir=unlabeled_dir
+        )
         dataset = found.description
     else:
         dataset = workspace.description()
@@ -99,7 +103,11 @@ def command(
         note(f"family: {split.family['name']}{share}; do not compare rows of different split families")
     path = split.save(out or workspace.splits / _folder_name(split))
     counts = {side: len(getattr(split, side)) for side in ("labeled", "unlabeled", "val")}
-    emit(path, dict(counts, sha256=split.sha256, seed=split.seed, ratio=split.ratio, family=split.family), as_json=as_json)
+    emit(
+        path,
+        dict(counts, sha256=split.sha256, seed=split.seed, ratio=split.ratio, family=split.family),
+        as_json=as_json,
+    )
 
 
 def _folder_name(split: Split) -> str:
@@ -107,7 +115,11 @@ def _folder_name(split: Split) -> str:
         amount = Path(split.family.get("list", "list")).stem
     else:
         amount = (split.ratio or str(len(split.labeled))).replace("/", "_").replace("%", "pct")
-    parts = [split.dataset.name, amount, *(word.strip() for word in split.strategy.split(",") if word != "random")]
+    parts = [
+        split.dataset.name,
+        amount,
+        *(word.strip() for word in split.strategy.split(",") if word != "random"),
+    ]
     name = "-".join(part.replace(" ", "-") for part in parts if part != "list")
     return name if split.seed is None else f"{name}-seed{split.seed}"
 

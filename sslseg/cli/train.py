@@ -24,10 +24,12 @@ def command(
     split: SplitOption = None,
     data: DataOption = None,
     model: Annotated[
-        str | None, typer.Option(help="Preset, or path of your own mmseg config. Default: deeplabv3plus_r18s.", show_default=False)
+        str | None,
+        typer.Option(help="Preset, or path of your own mmseg config. Default: deeplabv3plus_r18s.", show_default=False),
     ] = None,
     config: Annotated[
-        str | None, typer.Option(help="Shipped config (such as supervised/default) or path of your own.", show_default=False)
+        str | None,
+        typer.Option(help="Shipped config (such as supervised/default) or path of your own.", show_default=False),
     ] = None,
     iters: Annotated[IntOption, typer.Option(help="Optimisation steps.", show_default=False)] = None,
     epochs: Annotated[
@@ -42,11 +44,19 @@ def command(
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None,
     crop: CropOption = None,
     val_interval: Annotated[IntOption, typer.Option(help="Steps between validations.", show_default=False)] = None,
-    workers: Annotated[IntOption, typer.Option(help="Processes that read and augment images.", show_default=False)] = None,
-    seed: Annotated[IntOption, typer.Option(help="Seed of weights, order and augmentation. Default: 0.", show_default=False)] = None,
+    workers: Annotated[
+        IntOption, typer.Option(help="Processes that read and augment images.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        IntOption,
+        typer.Option(help="Seed of weights, order and augmentation. Default: 0.", show_default=False),
+    ] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option(help="none; auto: what the model config names; or a checkpoint. Default: auto.", show_default=False),
+        typer.Option(
+            help="none; auto: what the model config names; or a checkpoint. Default: auto.",
+            show_default=False,
+        ),
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision, on a GPU.")] = False,
     device: DeviceOption = "auto",
@@ -56,7 +66,8 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Set any key of the config: a.b=value; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option("--set", help="Set any key of the config: a.b=value; repeatable.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, run one step, write nothing.")] = False,
     as_json: JsonFlag = False,
@@ -89,7 +100,9 @@ def command(
         device=device if device != "auto" else None,
     )
     # --iters and --epochs exclude each other, so one given as a flag also replaces the other of the file.
-    defaults = {key: value for key, value in workspace.train().items() if not (key in ("iters", "epochs") and (iters or epochs))}
+    defaults = {
+        key: value for key, value in workspace.train().items() if not (key in ("iters", "epochs") and (iters or epochs))
+    }
     chosen = defaults | {key: value for key, value in flags.items() if value is not None}
     chosen["crop"] = parse_size(chosen.get("crop"))
     options = TrainOptions(
@@ -110,7 +123,11 @@ def command(
     for which in ("last", "best"):
         if record.get(which, {}).get("mIoU") is not None:
             note(f"{which}: mIoU {record[which]['mIoU']:.2f} ({record['protocol']}) at step {record[which]['iter']}")
-    emit(run.folder, {key: record[key] for key in ("method", "seed", "iters", "last", "best", "protocol") if key in record}, as_json=as_json)
+    emit(
+        run.folder,
+        {key: record[key] for key in ("method", "seed", "iters", "last", "best", "protocol") if key in record},
+        as_json=as_json,
+    )
 
 
 def _split_name(split: Path | None, workspace: Workspace) -> str:

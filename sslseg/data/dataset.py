@@ -84,7 +84,7 @@ class StreamDataset(Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, dict[str, Any]]:
         seed_everything(self.seed, draw.stream, draw.position)
         name = self.names[draw.stream]
-        results = self.load(source(self.samples[draw.stream][draw.index], labeled=name == "labeled"))
+        results = self.load(source(self.samples[draw.stream][draw.sample], labeled=name == "labeled"))
         return self.views[draw.stream](self.pad(self.geometry[name](results)))
 
 
@@ -119,7 +119,13 @@ def collate_list(batch: list[Any]) -> list[Any]:
 
 
 def train_loader(
-    dataset: StreamDataset, counts: Sequence[int], *, seed: int, workers: int, rank: int = 0, world_size: int = 1
+    dataset: StreamDataset,
+    counts: Sequence[int],
+    *,
+    seed: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """Return an endless loader of ``counts[s]`` samples of each stream for this rank's batch."""
     sizes = [len(samples) for samples in dataset.samples]

@@ -125,9 +125,7 @@ class DatasetDescription:
         except UserError:
             raise
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"dataset description is damaged ({error}); make it again with `sslseg init`"
-            ) from error
+            raise UserError(f"dataset description is damaged ({error}); make it again with `sslseg init`") from error
 
     def content(self) -> dict[str, Any]:
         """Return what identifies the dataset wherever it lies: everything but the root and paths among the options."""

@@ -13,9 +13,7 @@ from sslseg.data.description import DatasetDescription
 from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"}
-)
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 INVALID = 65534
 INDEX_VALUES, COLOR_VALUES = 1 << 16, 1 << 24
 
@@ -32,9 +30,7 @@ def read_image(path: str | Path) -> np.ndarray:
     data = _read_bytes(path, "image")
     image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
-        raise UserError(
-            f"image {path} cannot be decoded: the file is damaged or no image; replace or remove it"
-        )
+        raise UserError(f"image {path} cannot be decoded: the file is damaged or no image; replace or remove it")
     return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image)
 
 
@@ -61,9 +57,7 @@ def read_raw_mask(path: str | Path, *, color: bool = False) -> np.ndarray:
     data = _read_bytes(path, "mask")
     raw = _decode_mask(data)
     if raw is None:
-        raise UserError(
-            f"mask {path} cannot be decoded: the file is damaged or no image; replace or remove it"
-        )
+        raise UserError(f"mask {path} cannot be decoded: the file is damaged or no image; replace or remove it")
     if color:
         return _color_codes(data, raw, path)
     if raw.ndim == 3:
@@ -78,9 +72,7 @@ def read_raw_mask(path: str | Path, *, color: bool = False) -> np.ndarray:
         raise UserError(f"mask {path} holds {raw.dtype} values; save it as 8- or 16-bit class indices")
     if raw.dtype.kind == "i" or raw.dtype.itemsize > 2:
         if raw.min() < 0 or raw.max() >= INDEX_VALUES:
-            raise UserError(
-                f"mask {path} holds values from {raw.min()} to {raw.max()}; class indices are 0..65535"
-            )
+            raise UserError(f"mask {path} holds values from {raw.min()} to {raw.max()}; class indices are 0..65535")
         raw = raw.astype(np.uint16)
     return np.ascontiguousarray(raw, np.uint8) if raw.dtype == bool else np.ascontiguousarray(raw)
 
@@ -111,9 +103,7 @@ def _class_values(description: DatasetDescription) -> list[int]:
     if description.options.get("mask_format") == "color":
         values = [red << 16 | green << 8 | blue for red, green, blue in description.palette]
         if len(set(values)) != count:
-            raise UserError(
-                f"{where}: two classes have the same colour; colour-coded masks need one colour each"
-            )
+            raise UserError(f"{where}: two classes have the same colour; colour-coded masks need one colour each")
     elif "values" in description.options:
         values = description.options["values"]
         usable = all(isinstance(value, int) and 0 <= value < INDEX_VALUES for value in values)
@@ -150,9 +140,7 @@ def _read_bytes(path: str | Path, kind: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise UserError(
-            f"{kind} {path} does not exist; restore it, or make a new split of what is there"
-        ) from error
+        raise UserError(f"{kind} {path} does not exist; restore it, or make a new split of what is there") from error
     except OSError as error:
         raise UserError(f"{kind} {path} cannot be read: {error.strerror}") from error
 
@@ -191,15 +179,13 @@ def _decode_pil(data: bytes) -> np.ndarray | None:
 
 def _color_codes(data: bytes, raw: np.ndarray, path: str | Path) -> np.ndarray:
     header = png_header(data)
-    bgr = raw
+    bgr: np.ndarray | None = raw
     if raw.ndim == 2 and (header is None or header[1] == PNG_PALETTE):
         bgr = _decode(data, cv2.IMREAD_COLOR)
     elif raw.ndim == 2:
         bgr = np.repeat(raw[..., None], 3, axis=2)
     if bgr is None or bgr.dtype != np.uint8 or bgr.shape[2] < 3:
-        raise UserError(
-            f"mask {path} is not an 8-bit RGB image as the colour-coded masks of this dataset are"
-        )
+        raise UserError(f"mask {path} is not an 8-bit RGB image as the colour-coded masks of this dataset are")
     blue, green, red = (bgr[..., channel].astype(np.uint32) for channel in range(3))
     return red << 16 | green << 8 | blue
 
@@ -208,11 +194,7 @@ def _out_of_range(path: str | Path, values: np.ndarray, table: np.ndarray) -> st
     color = len(table) == COLOR_VALUES
     shown = ", ".join(f"#{value:06x}" if color else str(value) for value in values[:5])
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    lossy = (
-        " (JPEG cannot hold masks: it changes the values)"
-        if str(path).lower().endswith((".jpg", ".jpeg"))
-        else ""
-    )
+    lossy = " (JPEG cannot hold masks: it changes the values)" if str(path).lower().endswith((".jpg", ".jpeg")) else ""
     return (
         f"mask {path} holds {'colour' if color else 'value'} {shown}{more}, which no class has{lossy};"
         " mend the mask, or the classes or ignore_index of the dataset (`sslseg init --force`)"

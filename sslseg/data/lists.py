@@ -64,7 +64,9 @@ def read_list(path: Path, known: Sequence[str], *, train: Sequence[str] = ()) ->
         entry = line.split("\t")[0].strip() if "\t" in line else line.split()[0]
         name = _match(entry, index, f"{path}:{number}")
         if name in ids:
-            raise UserError(f"{path}:{number} names {name!r} again (first in line {ids[name]}); remove one of the lines")
+            raise UserError(
+                f"{path}:{number} names {name!r} again (first in line {ids[name]}); remove one of the lines"
+            )
         ids[name] = number
     if not ids:
         raise UserError(f"list {path} is empty; give one with at least one id")
@@ -111,7 +113,9 @@ def _permutation(path: Path, data: bytes, size: int) -> list[int]:
     try:
         array = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # unpickling foreign bytes can raise anything; nothing but arrays is built by it
-        raise UserError(f"list {path} is a pickle of something else than an array ({error}); it was not loaded") from error
+        raise UserError(
+            f"list {path} is a pickle of something else than an array ({error}); it was not loaded"
+        ) from error
     if not isinstance(array, np.ndarray) or not np.array_equal(np.sort(array.ravel()), np.arange(size)):
         raise UserError(f"list {path} is no permutation of the {size} training images; it belongs to another dataset")
     return [int(value) for value in array.ravel()]

@@ -10,10 +10,10 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Sample ``index`` of ``stream``, and the position of this draw in the stream, which seeds its augmentation."""
+    """Number ``sample`` of ``stream``, and the position of this draw in the stream, which seeds its augmentation."""
 
     stream: int
-    index: int
+    sample: int
     position: int
 
 

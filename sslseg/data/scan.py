@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ class Scan:
 
 
 def scan(
-    sides: dict[str, Sequence[Sample]], description: DatasetDescription, *, masks: Sequence[str], workers: int
+    sides: Mapping[str, Sequence[Sample]], description: DatasetDescription, *, masks: Sequence[str], workers: int
 ) -> list[Scan]:
     """Check in parallel that every image opens and, on the sides named in ``masks``, that its mask exists and fits.
 
@@ -87,7 +87,9 @@ def _check(sample: Sample, table: np.ndarray, description: DatasetDescription, *
     if not with_mask:
         return np.zeros(description.num_classes, np.int64)
     if sample.mask is None:
-        raise UserError(f"image {sample.image} has no mask but is labelled; add the mask or leave {sample.id!r} out of the list")
+        raise UserError(
+            f"image {sample.image} has no mask but is labelled; add the mask or leave {sample.id!r} out of the list"
+        )
     mask = read_mask(sample.mask, table)
     if mask.shape != image.shape[:2]:
         raise UserError(

@@ -109,7 +109,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def _outline(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     """Return the pixels inside a shape of random place, size, turn and aspect."""
     center = rng.uniform(4, size - 4, 2)
-    radius = math.exp(rng.uniform(*map(math.log, RADIUS)))
+    radius = math.exp(rng.uniform(math.log(RADIUS[0]), math.log(RADIUS[1])))
     turn, aspect = rng.random() * 2 * math.pi, rng.uniform(0.6, 1.0)
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     mask = np.zeros((size, size), np.uint8)
@@ -224,7 +224,9 @@ def _check(root: Path, identity: dict[str, Any]) -> None:
     try:
         found = json.loads((root / MARKER).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{root} exists and is not the embedded dataset; move it away or give another folder with --data") from error
+        raise UserError(
+            f"{root} exists and is not the embedded dataset; move it away or give another folder with --data"
+        ) from error
     if found != identity:
         differing = next(key for key in identity if found.get(key) != identity[key])
         raise UserError(

@@ -16,7 +16,13 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from sslseg import __version__
-from sslseg.data.dataset import FixedBatches, ImageDataset, StreamDataset, image_loader, seed_everything, train_loader
+from sslseg.data.dataset import (
+    ImageDataset,
+    StreamDataset,
+    image_loader,
+    seed_everything,
+    train_loader,
+)
 from sslseg.data.labels import ignore_value
 from sslseg.engine.checkpoints import BEST, LAST, Checkpoints
 from sslseg.engine.monitor import Monitor
@@ -68,7 +74,9 @@ def build_training(run: Run, split: Split, config: Any, options: TrainOptions) -
     seed_everything(options.seed)
     iters = 1 if options.dry_run else config.schedule.iters
     interval = config.schedule.get("val_interval") or max(iters // config.schedule.validations, 1)
-    checkpoints = Checkpoints(run.checkpoints, interval=interval, identity=identity(split, config), resume=options.resume)
+    checkpoints = Checkpoints(
+        run.checkpoints, interval=interval, identity=identity(split, config), resume=options.resume
+    )
     monitor = Monitor(run.folder, interval=max(min(iters // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
     stop = StopOnSignal()
     hooks = [StepSeed(options.seed), SyncBuffers(interval), stop]
@@ -135,11 +143,15 @@ def stream_loader(split: Split, config: Any, model: Any) -> DataLoader:
     streams = {name: split.samples(name) for name in model.views}
     for name, samples in streams.items():
         if not samples:
-            raise UserError(f"the split has no {name} images, which {config.method.type} needs; make another with `sslseg split`")
+            raise UserError(
+                f"the split has no {name} images, which {config.method.type} needs; make another with `sslseg split`"
+            )
     total, world_size = batch_counts(config, streams), get_world_size()
     for name, count in total.items():
         if count % world_size:
-            raise UserError(f"{count} {name} images a batch cannot be shared by {world_size} ranks; change --batch-size")
+            raise UserError(
+                f"{count} {name} images a batch cannot be shared by {world_size} ranks; change --batch-size"
+            )
     mean = model.student.data_preprocessor.mean.flatten().tolist()
     views = {name: {view: config.views[view] for view in names} for name, names in model.views.items()}
     dataset = StreamDataset(
@@ -189,7 +201,16 @@ def optim_wrapper(config: Any) -> dict[str, Any]:
 def param_schedulers(config: Any, iters: int) -> list[dict[str, Any]]:
     """Return a linear warm-up over a share of the steps, then polynomial decay to 0 (a power of 0 is constant)."""
     warmup = round(config.schedule.warmup * iters)
-    schedulers = [dict(type="PolyLR", power=config.schedule.power, eta_min=0.0, begin=warmup if warmup > 1 else 0, end=iters, by_epoch=False)]
+    schedulers = [
+        dict(
+            type="PolyLR",
+            power=config.schedule.power,
+            eta_min=0.0,
+            begin=warmup if warmup > 1 else 0,
+            end=iters,
+            by_epoch=False,
+        )
+    ]
     if warmup > 1:
         schedulers.insert(0, dict(type="LinearLR", start_factor=0.01, begin=0, end=warmup, by_epoch=False))
     return schedulers

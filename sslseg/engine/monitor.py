@@ -47,7 +47,12 @@ class Monitor(Hook):
             self._drop_after(runner.iter)
             self.board = _summary_writer(self.folder / "tensorboard", runner.iter)
         if self.show and stderr.is_terminal:
-            columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
+            columns = (
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.description}"),
+            )
             self.bar = Progress(*columns, console=stderr)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=runner.max_iters, completed=runner.iter)

@@ -39,12 +39,10 @@ class AtrousSum(nn.ModuleList):
     """Sum of 3 x 3 atrous convolutions, one for each rate."""
 
     def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate) for rate in dilations
-        )
+        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate) for rate in dilations)
         for branch in self:
-            nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
+            for name, parameter in branch.named_parameters():
+                nn.init.normal_(parameter, std=0.01) if name == "weight" else nn.init.zeros_(parameter)
 
     def forward(self, feature: Tensor) -> Tensor:
         return functools.reduce(torch.add, (branch(feature) for branch in self))

@@ -38,8 +38,18 @@ def load_file(segmentor: nn.Module, path: Path) -> int:
     """
     try:
         checkpoint = _load_checkpoint(str(path), map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"--pretrained {path} is no readable checkpoint ({type(error).__name__}); give a .pth file") from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise UserError(
+            f"--pretrained {path} is no readable checkpoint ({type(error).__name__}); give a .pth file"
+        ) from error
     weights = checkpoint.get("state_dict", checkpoint)
     weights = {_strip(name): value for name, value in weights.items() if torch.is_tensor(value)}
     whole = any(name.startswith("backbone.") for name in weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.progress import track
-from sslseg.store.format import MASKS, SCORE_KINDS, Digest, Encoded
+from sslseg.store.format import MASKS, Digest, Encoded
 from sslseg.store.reader import StoreReader
 from sslseg.store.writer import write_store
 
@@ -41,7 +41,9 @@ def verify_store(path: Path) -> dict[str, Any]:
             shape = array.shape
             digest.add(name, kind, array)
     if digest.hexdigest() != store.content_sha256:
-        raise UserError(f"store {path} was changed or damaged: its content is not what its content_sha256 says; make it anew")
+        raise UserError(
+            f"store {path} was changed or damaged: its content is not what its content_sha256 says; make it anew"
+        )
     size = path.stat().st_size
     return dict(
         ids=len(store),
@@ -80,18 +82,24 @@ def merge_stores(paths: Sequence[Path], out: Path) -> Path:
         if differing is None and store.kinds != first.kinds:
             differing = "kinds"
         if differing:
-            raise IncompatibleError(f"stores {first.path} and {store.path} differ in {differing}; merge shards of one command only")
+            raise IncompatibleError(
+                f"stores {first.path} and {store.path} differ in {differing}; merge shards of one command only"
+            )
     places: dict[int, tuple[StoreReader, str]] = {}
     for store in stores:
         for position, name in zip(store.positions.tolist(), store.ids, strict=True):
             if position in places:
-                raise UserError(f"id {name!r} is in {places[position][0].path} and in {store.path}; merge each shard once")
+                raise UserError(
+                    f"id {name!r} is in {places[position][0].path} and in {store.path}; merge each shard once"
+                )
             places[position] = (store, name)
     if len(places) != first.header.total:
         count = max(int(store.header.shard.split("/")[1]) for store in stores)
         present = {int(store.header.shard.split("/")[0]) for store in stores}
         absent = ", ".join(f"{number}/{count}" for number in range(count) if number not in present)
-        raise UserError(f"{first.header.total - len(places)} of {first.header.total} ids are missing; add the shards {absent or 'left out'}")
+        raise UserError(
+            f"{first.header.total - len(places)} of {first.header.total} ids are missing; add the shards {absent or 'left out'}"
+        )
     ordered = [places[position] for position in sorted(places)]
 
     def maps() -> Iterator[tuple[str, dict[str, Encoded | np.ndarray]]]:

@@ -12,7 +12,19 @@ import h5py
 import numpy as np
 
 from sslseg.errors import UserError
-from sslseg.store.format import FORMAT, MASKS, PARTIAL, SCORE_KINDS, VERSION, Encoded, StoreHeader, decode, keys, read_header, read_map
+from sslseg.store.format import (
+    FORMAT,
+    MASKS,
+    PARTIAL,
+    SCORE_KINDS,
+    VERSION,
+    Encoded,
+    StoreHeader,
+    decode,
+    keys,
+    read_header,
+    read_map,
+)
 
 
 class StoreReader:
@@ -86,7 +98,9 @@ class StoreReader:
     def encoded(self, kind: str, name: str) -> Encoded | np.ndarray:
         """Return a map in its compressed form where it has our writer's filters, else as an array."""
         if name not in self._keys:
-            raise UserError(f"store {self.path} has no id {name!r}; it holds {len(self)} others, such as {self.ids[:1]}")
+            raise UserError(
+                f"store {self.path} has no id {name!r}; it holds {len(self)} others, such as {self.ids[:1]}"
+            )
         try:
             return read_map(self._group(kind), self._keys[name])
         except (OSError, KeyError, RuntimeError) as error:
@@ -117,7 +131,9 @@ def open_store(path: Path) -> h5py.File:
     """Open the file of a complete store for reading."""
     partial = path.with_name(path.name + PARTIAL)
     if not path.exists() and partial.exists():
-        raise UserError(f"store {path} is incomplete; finish it with the same `sslseg pseudolabel` command and --resume")
+        raise UserError(
+            f"store {path} is incomplete; finish it with the same `sslseg pseudolabel` command and --resume"
+        )
     if not path.exists():
         raise UserError(f"store {path} does not exist; make one with `sslseg pseudolabel`")
     try:
@@ -128,5 +144,7 @@ def open_store(path: Path) -> h5py.File:
         file.close()
         raise UserError(f"{path} is HDF5, but no prediction store of sslseg; give one that `sslseg pseudolabel` made")
     if file.attrs["format_version"] > VERSION:
-        raise UserError(f"store {path} has version {file.attrs['format_version']}, this program reads up to {VERSION}; update sslseg")
+        raise UserError(
+            f"store {path} has version {file.attrs['format_version']}, this program reads up to {VERSION}; update sslseg"
+        )
     return file

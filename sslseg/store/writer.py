@@ -85,7 +85,9 @@ class StoreWriter:
             raise UserError(f"store {path} exists; give another with --out, or remove it")
         if self.partial.exists():
             if not (resume or rank):
-                raise UserError(f"{self.partial} holds an unfinished store; add --resume to go on, or remove the folder")
+                raise UserError(
+                    f"{self.partial} holds an unfinished store; add --resume to go on, or remove the folder"
+                )
             self._check(record)
         else:
             self.partial.mkdir(parents=True)
@@ -115,7 +117,9 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # What was added before an error or an interruption is kept, too.
         self.close()
 
@@ -195,7 +199,9 @@ class StoreWriter:
                 places.update({name: (file, paths[name]) for name in names})
             missing = [name for name in self.ids if name not in places]
             if missing:
-                raise UserError(f"store {self.path} lacks {len(missing)} of {len(self.ids)} ids, such as {missing[0]!r}; go on with --resume")
+                raise UserError(
+                    f"store {self.path} lacks {len(missing)} of {len(self.ids)} ids, such as {missing[0]!r}; go on with --resume"
+                )
 
             def maps() -> Iterator[tuple[str, dict[str, Encoded | np.ndarray]]]:
                 for name in self.ids:

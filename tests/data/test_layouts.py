@@ -142,7 +142,10 @@ def test_unlabeled_images_from_a_folder_of_their_own(tmp_path: Path) -> None:
     image(tmp_path / "more" / "a.png")
     found = describe(tmp_path / "d", unlabeled_dir=tmp_path / "more").description
     listing = listed(found)
-    assert {name: sample.mask is not None for name, sample in listing.train.items()} == {"a": True, "unlabeled/a": False}
+    assert {name: sample.mask is not None for name, sample in listing.train.items()} == {
+        "a": True,
+        "unlabeled/a": False,
+    }
 
 
 def test_palette_16_bit_and_foreign_ignore_masks(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_batches_depend_on_the_seed_alone(streams: StreamDataset) -> None:
 
 def test_sampler_takes_every_image_once_an_epoch() -> None:
     draws = list(islice(MixedSampler([6, 10], [2, 5], seed=0), 7 * 6))
-    labeled = [draw.index for draw in draws if draw.stream == 0]
-    unlabeled = [draw.index for draw in draws if draw.stream == 1]
+    labeled = [draw.sample for draw in draws if draw.stream == 0]
+    unlabeled = [draw.sample for draw in draws if draw.stream == 1]
     assert sorted(labeled[:6]) == list(range(6)) == sorted(labeled[6:12])
     assert sorted(unlabeled[:10]) == list(range(10))
     assert labeled[:6] != labeled[6:12]

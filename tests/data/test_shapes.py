@@ -42,7 +42,9 @@ def test_no_single_colour_tells_the_class() -> None:
             colors[kind].append(image[mask == kind].mean(0))
     centers = np.array([np.mean(kind, axis=0) for kind in colors[1:]])
     right = [
-        np.linalg.norm(centers - color, axis=1).argmin() == kind for kind, found in enumerate(colors[1:]) for color in found
+        np.linalg.norm(centers - color, axis=1).argmin() == kind
+        for kind, found in enumerate(colors[1:])
+        for color in found
     ]
     assert 1 / 6 < np.mean(right) < 0.7
 

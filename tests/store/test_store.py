@@ -29,7 +29,9 @@ PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
 
 
 def header(total: int, **more: object) -> StoreHeader:
-    fields = dict(classes=("a", "b", "c"), palette=PALETTE, ignore_index=255, total=total, checkpoint_sha256="11") | more
+    fields = (
+        dict(classes=("a", "b", "c"), palette=PALETTE, ignore_index=255, total=total, checkpoint_sha256="11") | more
+    )
     return StoreHeader(**fields)  # type: ignore[arg-type]
 
 
@@ -130,7 +132,9 @@ def test_a_killed_writer_resumes_to_the_same_file(tmp_path: Path, monkeypatch: p
         StoreReader(path)
     with pytest.raises(UserError, match="--resume"):
         StoreWriter(path, header=header(200), ids=ids, kinds=("masks", "confidence", "entropy"))
-    with StoreWriter(path, header=header(200), ids=ids, kinds=("masks", "confidence", "entropy"), resume=True) as writer:
+    with StoreWriter(
+        path, header=header(200), ids=ids, kinds=("masks", "confidence", "entropy"), resume=True
+    ) as writer:
         assert 30 <= len(writer.done) < 200
         for number, name in enumerate(ids):
             if name not in writer.done:
@@ -178,7 +182,9 @@ def test_a_full_disk_surfaces_and_keeps_segments(tmp_path: Path, monkeypatch: py
 def test_two_ranks_write_one_store(tmp_path: Path) -> None:
     ids = [str(n) for n in range(10)]
     path = tmp_path / "s.h5"
-    writers = [StoreWriter(path, header=header(10), ids=ids, kinds=("masks", "confidence", "entropy"), rank=r) for r in (0, 1)]
+    writers = [
+        StoreWriter(path, header=header(10), ids=ids, kinds=("masks", "confidence", "entropy"), rank=r) for r in (0, 1)
+    ]
     for number, name in enumerate(ids):
         writers[number % 2].add(name, **maps(number))
     for writer in writers:
@@ -242,7 +248,12 @@ def test_what_is_no_store_is_told_clearly(tmp_path: Path) -> None:
     newer = write(tmp_path / "newer.h5", ["a"])
     with h5py.File(newer, "r+") as file:
         file.attrs["format_version"] = 99
-    for name, message in {"text": "no readable HDF5", "other": "no prediction store", "newer": "version 99", "no": "does not exist"}.items():
+    for name, message in {
+        "text": "no readable HDF5",
+        "other": "no prediction store",
+        "newer": "version 99",
+        "no": "does not exist",
+    }.items():
         with pytest.raises(UserError, match=message):
             StoreReader(tmp_path / f"{name}.h5")
     plain = tmp_path / "plain.h5"

@@ -71,15 +71,11 @@ def _with_unlabeled(listing: Listing, folder: Path) -> Listing:
         raise UserError(f"--unlabeled-dir {folder} is no folder; give the folder of the images without masks")
     images = image_files(folder)
     if not images:
-        raise UserError(
-            f"--unlabeled-dir {folder} holds no images; give the folder of the images without masks"
-        )
+        raise UserError(f"--unlabeled-dir {folder} holds no images; give the folder of the images without masks")
     taken = {str(Path(sample.image).resolve()) for sample in (*listing.train.values(), *listing.val.values())}
     repeated = next((path for path in images.values() if str(Path(path).resolve()) in taken), None)
     if repeated:
-        raise UserError(
-            f"--unlabeled-dir {folder} holds {repeated}, which is part of the dataset already; move it out"
-        )
+        raise UserError(f"--unlabeled-dir {folder} holds {repeated}, which is part of the dataset already; move it out")
     extra = {f"unlabeled/{key}": Sample(f"unlabeled/{key}", path) for key, path in images.items()}
     collision = next((key for key in extra if key in listing.train or key in listing.val), None)
     if collision:

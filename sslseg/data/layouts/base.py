@@ -48,9 +48,7 @@ def image_files(folder: Path) -> dict[str, str]:
             key = stem(name if relative == "." else f"{relative}/{name}")
             path = os.path.join(parent, name)
             if key in found:
-                raise UserError(
-                    f"{found[key]} and {path} differ in their extension only; remove or rename one of them"
-                )
+                raise UserError(f"{found[key]} and {path} differ in their extension only; remove or rename one of them")
             found[key] = path
     return dict(sorted(found.items()))
 
@@ -96,6 +94,4 @@ def mmseg_facts(dataset: str, **options: Any) -> Facts:
     from mmseg.registry import DATASETS
 
     metainfo = DATASETS.get(dataset).METAINFO
-    return Facts(
-        options, tuple(metainfo["classes"]), tuple(tuple(color) for color in metainfo["palette"]), 255
-    )
+    return Facts(options, tuple(metainfo["classes"]), tuple(tuple(color) for color in metainfo["palette"]), 255)

@@ -39,14 +39,11 @@ def list_samples(description: DatasetDescription) -> Listing:
     root = Path(description.root)
     suffix = description.options.get("mask_suffix", LABEL_IDS)
     if not (root / IMAGES).is_dir():
-        raise UserError(
-            f"dataset {root} has no {IMAGES}; give the folder that holds {IMAGES} and {MASKS} with --data"
-        )
+        raise UserError(f"dataset {root} has no {IMAGES}; give the folder that holds {IMAGES} and {MASKS} with --data")
     sides = []
     for side in ("train", "val"):
         images, masks = image_files(root / IMAGES / side), image_files(root / MASKS / side)
         ids = {key: key.removesuffix(IMAGE_SUFFIX) for key in images}
-        sides.append(
-            {ids[key]: Sample(ids[key], path, masks.get(ids[key] + suffix)) for key, path in images.items()}
-        )
-    return Listing(*(dict(sorted(side.items())) for side in sides))
+        sides.append({ids[key]: Sample(ids[key], path, masks.get(ids[key] + suffix)) for key, path in images.items()})
+    train, val = (dict(sorted(side.items())) for side in sides)
+    return Listing(train, val)

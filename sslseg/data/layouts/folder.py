@@ -90,11 +90,7 @@ def list_samples(description: DatasetDescription) -> Listing:
     train = _side(folders.train_images, folders.train_masks, image_suffix, mask_suffix)
     if folders.flat:
         return _by_lists(train, description, image_suffix)
-    val = (
-        {}
-        if folders.val_images is None
-        else _side(folders.val_images, folders.val_masks, image_suffix, mask_suffix)
-    )
+    val = {} if folders.val_images is None else _side(folders.val_images, folders.val_masks, image_suffix, mask_suffix)
     if val.keys() & train.keys():
         # Both sides are numbered from 0001 on: the ids of one of them need a name of their own.
         val = {f"val/{key}": Sample(f"val/{key}", sample.image, sample.mask) for key, sample in val.items()}
@@ -113,23 +109,15 @@ def _side(images: Path, masks: Path | None, image_suffix: str, mask_suffix: str)
 
 def _by_lists(samples: dict[str, Sample], description: DatasetDescription, image_suffix: str) -> Listing:
     root = Path(description.root)
-    lists = {
-        side: description.path(f"{side}_list") or _find_list(root, names) for side, names in SIDES.items()
-    }
-    ids = {
-        side: None if path is None else _known(path, samples, image_suffix) for side, path in lists.items()
-    }
+    lists = {side: description.path(f"{side}_list") or _find_list(root, names) for side, names in SIDES.items()}
+    ids = {side: None if path is None else _known(path, samples, image_suffix) for side, path in lists.items()}
     val = ids["val"] or []
     listed = ids["train"] if ids["train"] is not None else [key for key in samples if key not in set(val)]
     both = next((key for key in val if key in set(listed)), None)
     if both is not None:
-        raise UserError(
-            f"{lists['val']} names {both!r}, which {lists['train']} has too; remove it from one of them"
-        )
+        raise UserError(f"{lists['val']} names {both!r}, which {lists['train']} has too; remove it from one of them")
     order = tuple(listed) if ids["train"] is not None else ()
-    return Listing(
-        {key: samples[key] for key in sorted(listed)}, {key: samples[key] for key in sorted(val)}, order
-    )
+    return Listing({key: samples[key] for key in sorted(listed)}, {key: samples[key] for key in sorted(val)}, order)
 
 
 def _find_list(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -143,8 +131,6 @@ def _known(path: Path, samples: dict[str, Sample], image_suffix: str) -> list[st
         key = stem(line).removesuffix(image_suffix)
         match = next((name for name in (key, key.rpartition("/")[2]) if name in samples), None)
         if match is None:
-            raise UserError(
-                f"list {path} names {line!r}, which has no image; complete the dataset or mend the list"
-            )
+            raise UserError(f"list {path} names {line!r}, which has no image; complete the dataset or mend the list")
         known.append(match)
     return list(dict.fromkeys(known))

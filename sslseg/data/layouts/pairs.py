@@ -38,9 +38,7 @@ def list_samples(description: DatasetDescription) -> Listing:
         return Listing({}, {})
     repeated = next((image for image in val if image in train), None)
     if repeated:
-        raise UserError(
-            f"{val_list} names {repeated}, which {train_list} has too; remove it from one of them"
-        )
+        raise UserError(f"{val_list} names {repeated}, which {train_list} has too; remove it from one of them")
     base = os.path.commonpath([str(image.parent) for image in (*train, *val)])
     return Listing(_samples(train, base), _samples(val, base))
 
@@ -66,7 +64,7 @@ def read_pairs(path: Path) -> dict[Path, Path | None]:
 def _parse(line: str, path: Path, number: int) -> Pair:
     if is_image(line) and (path.parent / line).is_file():
         return _absolute(line, path), None
-    separator = next((mark for mark in SEPARATORS if mark is None or mark in line))
+    separator = next(mark for mark in SEPARATORS if mark is None or mark in line)
     fields = [field.strip() for field in line.split(separator)]
     if not 1 <= len(fields) <= 2 or not all(map(is_image, map(os.path.basename, filter(None, fields)))):
         raise UserError(
@@ -76,9 +74,7 @@ def _parse(line: str, path: Path, number: int) -> Pair:
     mask = _absolute(fields[1], path) if len(fields) == 2 and fields[1] else None
     for file in filter(None, (image, mask)):
         if not file.is_file():
-            raise UserError(
-                f"{path}:{number}: {file} does not exist; paths are relative to the folder of {path.name}"
-            )
+            raise UserError(f"{path}:{number}: {file} does not exist; paths are relative to the folder of {path.name}")
     return image, mask
 
 
@@ -92,8 +88,6 @@ def _samples(pairs: dict[Path, Path | None], base: str) -> dict[str, Sample]:
         sample_id = stem(Path(os.path.relpath(image, base)).as_posix())
         if sample_id in samples:
             other = samples[sample_id].image
-            raise UserError(
-                f"{other} and {image} differ in their extension only; remove or rename one of them"
-            )
+            raise UserError(f"{other} and {image} differ in their extension only; remove or rename one of them")
         samples[sample_id] = Sample(sample_id, str(image), None if mask is None else str(mask))
     return dict(sorted(samples.items()))

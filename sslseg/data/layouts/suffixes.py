@@ -37,9 +37,7 @@ def detect_suffixes(images: Collection[str], masks: Collection[str], *, where: s
     rivals = sorted(pair for pair in covered if covered[pair] * 2 > best)
     if len(rivals) > 1 and ("", "") not in rivals:
         shown = ", ".join(repr(mask) for _, mask in rivals)
-        raise UserError(
-            f"{where}: masks may end in {shown}; choose one with --mask-suffix (option mask_suffix)"
-        )
+        raise UserError(f"{where}: masks may end in {shown}; choose one with --mask-suffix (option mask_suffix)")
     return ("", "") if ("", "") in rivals else rivals[0]
 
 
@@ -62,6 +60,5 @@ def _difference(mask: str, ordered: list[str]) -> tuple[str, str] | None:
 def _coverage(pair: tuple[str, str], images: set[str], masks: Collection[str]) -> int:
     image_suffix, mask_suffix = pair
     return sum(
-        mask.endswith(mask_suffix) and mask[: len(mask) - len(mask_suffix)] + image_suffix in images
-        for mask in masks
+        mask.endswith(mask_suffix) and mask[: len(mask) - len(mask_suffix)] + image_suffix in images for mask in masks
     )

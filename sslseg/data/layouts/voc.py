@@ -22,9 +22,7 @@ def home(root: Path) -> Path | None:
 def detect(root: Path) -> bool:
     inner = home(root)
     return (
-        inner is not None
-        and (inner / LISTS).is_dir()
-        and any((inner / masks).is_dir() for masks in (FINE, AUGMENTED))
+        inner is not None and (inner / LISTS).is_dir() and any((inner / masks).is_dir() for masks in (FINE, AUGMENTED))
     )
 
 
@@ -50,9 +48,7 @@ def list_samples(description: DatasetDescription) -> Listing:
     else:
         masks = image_files(inner / AUGMENTED)
         if not masks:
-            raise UserError(
-                f'dataset {inner} has no masks in {AUGMENTED}; add SBD\'s, or set family = "{CLASSIC}"'
-            )
+            raise UserError(f'dataset {inner} has no masks in {AUGMENTED}; add SBD\'s, or set family = "{CLASSIC}"')
         train_list, listed = _augmented_ids(inner, masks, set(val_ids))
     listed = [sample_id for sample_id in dict.fromkeys(listed) if sample_id not in set(val_ids)]
     train = listed_samples(listed, images, masks, where=train_list)

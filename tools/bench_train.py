@@ -1,0 +1,129 @@
+"""Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME].
+
+The bare passes are the student's forward and backward pass and the optimiser's step on the same batch, already on the device. The
+step is what mmengine's loop calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are
+interleaved, step by step, and medians count. Ratios, not times, can be compared between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from rich.console import Console
+
+from sslseg.data.layouts.shapes import describe
+from sslseg.distributed import launch
+from sslseg.engine.build import build_training
+from sslseg.run import Run
+from sslseg.split import SplitOptions, make_split
+from sslseg.train import TrainOptions, build_config, quiet_mmengine
+
+
+def synchronize() -> None:
+    if get_device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(work: Any) -> float:
+    synchronize()
+    started = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
+    """Return medians of the bare passes, of the whole step and of loading a batch, and their ratios."""
+    launch("none", options.device)
+    split = make_split(describe(), SplitOptions(ratio="1/8"))
+    with tempfile.TemporaryDirectory() as folder, quiet_mmengine():
+        run = Run(Path(folder) / "run")
+        run.checkpoints.mkdir(parents=True)
+        config = build_config(split, options)
+        training = build_training(run, split, config, options)
+        runner = training.runner
+        times: dict[str, list[float]] = dict(bare=[], step=[], load=[])
+        state: dict[str, Any] = {}
+
+        def before_train(_: Any) -> None:
+            loop = runner.train_loop
+            batches = iter(loop.dataloader)
+            model = runner.model
+
+            def load() -> None:
+                state["batch"] = next(batches)
+
+            def bare() -> None:
+                data = state["inputs"]
+                losses = model.student.loss(data["inputs"], data["data_samples"])
+                total = sum(value for name, value in losses.items() if "loss" in name)
+                runner.optim_wrapper.update_params(total)
+
+            for _step in range(steps):
+                model.train()
+                times["load"].append(timed(load))
+                with torch.no_grad():
+                    state["inputs"] = model.data_preprocessor(state["batch"], True)["batch"]["labeled_weak"]
+                times["bare"].append(timed(bare))
+                times["step"].append(timed(lambda: loop.run_iter(state["batch"])))
+            loop.stop_training = True
+
+        hook = training.monitor
+        original = hook.before_train
+        hook.before_train = lambda r: (original(r), before_train(r))[0]  # type: ignore[method-assign]
+        try:
+            runner.train()
+        finally:
+            training.close()
+    medians = {name: statistics.median(values[len(values) // 5 :]) for name, values in times.items()}
+    return dict(
+        method=options.method,
+        model=options.model or "deeplabv3plus_r18s",
+        device=get_device(),
+        steps=steps,
+        bare_ms=1e3 * medians["bare"],
+        step_ms=1e3 * medians["step"],
+        step_ratio=medians["step"] / medians["bare"],
+        load_ratio=medians["load"] / medians["bare"],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="supervised")
+    parser.add_argument("--model")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
+    asked = parser.parse_args()
+    options = TrainOptions(
+        method=asked.method,
+        model=asked.model,
+        iters=10 * asked.steps,
+        batch_size=asked.batch_size,
+        crop=(asked.crop, asked.crop),
+        device=asked.device,
+        pretrained="none",
+    )
+    report = measure(options, steps=asked.steps)
+    if asked.json:
+        print(json.dumps(report))
+        return
+    Console(highlight=False).print(
+        f"{report['method']}, {report['model']}, {report['device']}: a step costs {report['step_ratio']:.2f} times its bare passes;"
+        f" waiting for the loader {report['load_ratio']:.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    main()
