@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def describe(
     kind = detect(root) if layout_name == "auto" else layout_name
     module = layout_module(kind)
     given = dict(unlabeled_dir=_absolute(unlabeled_dir), val_pairs=_absolute(val_pairs), mask_suffix=mask_suffix)
-    options = {key: value for key, value in given.items() if value is not None}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if mask_suffix is None or kind != "folder":
         facts = module.facts(root)
         options = facts.options | options
@@ -79,8 +80,13 @@ def describe(
         pixels = np.zeros(INDEX_VALUES, np.int64)
     else:
         pixels = _count_values(masks)
-    guessed = ignore_index is None and facts.ignore_index is None
-    if ignore_index is None:
+    values = [int(value) for value in np.flatnonzero(pixels)]
+    if facts.classes is None and ignore_index is None and values == [0, IGNORE_INDEX] and len(names or "ab") == 2:
+        # Black and white masks of one object: 255 is its class there, not a mark of missing labels.
+        options |= dict(values=values)
+        names = names or ["background", "foreground"]
+    guessed = ignore_index is None and "values" not in options and facts.ignore_index is None
+    if ignore_index is None and "values" not in options:
         ignore_index = facts.ignore_index if facts.classes else _guess_ignore(pixels, len(names) if names else None)
     chosen = facts.classes or tuple(names or _numbered(pixels, ignore_index, root))
     palette = facts.palette or tuple(colors or _png_colors(masks[0], len(chosen)) or default_palette(chosen))
@@ -173,8 +179,8 @@ def toml_text(findings: Findings) -> str:
         "",
         "[dataset]",
         f"layout = {json.dumps(found.layout)}",
-        f"root = {json.dumps(found.root)}",
-        f"name = {json.dumps(found.name)}",
+        f"root = {json.dumps(found.root, ensure_ascii=False)}",
+        f"name = {json.dumps(found.name, ensure_ascii=False)}",
         "classes = [" + ", ".join(json.dumps(name, ensure_ascii=False) for name in found.classes) + "]",
         f"palette = {json.dumps(found.palette)}  # RGB, by class",
     ]
@@ -184,7 +190,7 @@ def toml_text(findings: Findings) -> str:
         lines.append(f'ignore_index = {found.ignore_index}  # the value in the masks that means "no label"')
     if found.options:
         lines += ["", "[dataset.options]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in found.options.items()]
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in found.options.items()]
     lines += [
         "",
         "[train]",

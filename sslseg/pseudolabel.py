@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class PseudolabelOptions:
     """What goes into a store, and how it is predicted."""
 
     scores: tuple[str, ...] = ("confidence", "entropy")
-    protocol: Protocol = Protocol()
+    protocol: Protocol = field(default_factory=Protocol)
     batch_size: int = 4
     workers: int = 2
     shard: tuple[int, int] = (0, 1)

@@ -18,12 +18,12 @@ from sslseg.data.layouts import list_samples, voc
 from sslseg.data.lists import read_list
 from sslseg.errors import UserError
 from sslseg.files import write_json, write_text
+from sslseg.stratify import stratified_order
 
 FORMAT, VERSION = "sslseg-split", 1
 FILE = "split.json"
 SUBSETS = ("labeled", "unlabeled", "train", "val", "all")
 DEFAULT_RATIO = "1/8"
-STRATIFY_CANDIDATES = 64  # seen at each step of the greedy choice, so that different seeds differ
 CPS_SIXTEENTH = (93, 662)  # finely annotated images among the labelled ones
 
 
@@ -52,6 +52,7 @@ class Split:
             seed=self.seed,
             ratio=self.ratio,
             strategy=self.strategy,
+            family=self.family,
         )
 
     @property
@@ -70,12 +71,7 @@ class Split:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("labeled", "unlabeled", "val"):
             write_text(folder / f"{name}.txt", "".join(f"{entry}\n" for entry in getattr(self, name)))
-        record = self.content() | dict(
-            dataset=self.dataset.to_dict(),
-            family=self.family,
-            program_version=__version__,
-            sha256=self.sha256,
-        )
+        record = self.content() | dict(dataset=self.dataset.to_dict(), program_version=__version__, sha256=self.sha256)
         write_json(path, record)
         return path
 
@@ -95,6 +91,8 @@ class Split:
             raise UserError(f"split {path} is no JSON ({error}); make it anew with `sslseg split`") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise UserError(f"{path} is no split of sslseg; give a split.json")
+        if not isinstance(record.get("version"), int):
+            raise UserError(f"split {path} has no version number; make it anew with `sslseg split`")
         if record["version"] > VERSION:
             raise UserError(
                 f"split {path} has version {record['version']}, this program reads up to {VERSION}; update sslseg"
@@ -173,9 +171,15 @@ def make_split(dataset: DatasetDescription, options: SplitOptions) -> Split:
         strategy = "stratified" if options.stratify else "random"
         strategy += "" if options.nested else ", not nested"
     unlabeled = _unlabeled(listing, labeled, options)
-    ratio = options.ratio if options.count is None else None
-    if options.labeled_list is None and options.ratio is None and options.count is None:
-        ratio = DEFAULT_RATIO
+    without = [name for name, sample in listing.val.items() if sample.mask is None]
+    if without:
+        raise UserError(
+            f"validation image {without[0]!r} has no mask ({len(without)} of {len(listing.val)}); add it, or name others with --val-list"
+        )
+    ratio = None
+    if options.count is None and (options.labeled_list is None or options.ratio is not None):
+        # One spelling, so that 12.5% and 1/8 are the same split.
+        ratio = str(parse_ratio(options.ratio or DEFAULT_RATIO))
     return Split(
         dataset=dataset,
         labeled=tuple(labeled),
@@ -229,39 +233,15 @@ def _drawn(listing: Listing, dataset: DatasetDescription, options: SplitOptions)
     return [names[index] for index in rng.permutation(len(names))[:count]]
 
 
-def stratified_order(pixels: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Choose ``count`` rows of ``pixels`` (images x classes) greedily; a longer choice continues a shorter one.
-
-    While a class is missing, the rows that hold most of the missing classes come first; among them, and afterwards
-    among a random sample of the rest, the one that brings the class shares of the choice closest to those of the whole.
-    """
-    target = pixels.sum(axis=0) / max(pixels.sum(), 1)
-    present = pixels > 0
-    wanted = present.any(axis=0)
-    left = rng.permutation(len(pixels))
-    chosen: list[int] = []
-    total = np.zeros(pixels.shape[1])
-    covered = np.zeros(pixels.shape[1], bool)
-    for _ in range(count):
-        gains = present[left][:, wanted & ~covered].sum(axis=1)
-        candidates = np.flatnonzero(gains == gains.max()) if gains.size and gains.max() > 0 else np.arange(len(left))
-        candidates = candidates[:STRATIFY_CANDIDATES]
-        sums = total + pixels[left[candidates]]
-        shares = sums / np.maximum(sums.sum(axis=1, keepdims=True), 1)
-        best = candidates[np.abs(shares - target).sum(axis=1).argmin()]
-        row = int(left[best])
-        chosen.append(row)
-        total = total + pixels[row]
-        covered |= present[row]
-        left = np.delete(left, best)
-    return chosen
-
-
 def _with_val_list(listing: Listing, options: SplitOptions) -> Listing:
     if options.val_list is None:
+        if not listing.val:
+            raise UserError(
+                "the dataset has no validation images; name some with --val-list (an empty file: none on purpose)"
+            )
         return listing
     known = listing.train | listing.val
-    names = read_list(options.val_list, list(known)).ids
+    names = read_list(options.val_list, list(known), may_be_empty=True).ids
     val = {name: known[name] for name in names}
     return replace(listing, train={name: sample for name, sample in known.items() if name not in val}, val=val)
 
@@ -269,14 +249,19 @@ def _with_val_list(listing: Listing, options: SplitOptions) -> Listing:
 def _from_list(listing: Listing, path: Path, options: SplitOptions) -> list[str]:
     entries = read_list(path, list(listing.train | listing.val), train=listing.listed or list(listing.train))
     if entries.permutation:
-        return entries.ids[: labeled_count(len(entries.ids), options)]
+        chosen = entries.ids[: labeled_count(len(entries.ids), options)]
+        return _with_masks(chosen, listing, path)
     if options.ratio is not None or options.count is not None:
         raise UserError(f"--labeled-list {path} names the images itself; leave --ratio and --count out")
     _not_val(entries.ids, listing, path)
-    without = [name for name in entries.ids if listing.train[name].mask is None]
+    return _with_masks(entries.ids, listing, path)
+
+
+def _with_masks(names: list[str], listing: Listing, path: Path) -> list[str]:
+    without = [name for name in names if listing.train[name].mask is None]
     if without:
         raise UserError(f"list {path} names {without[0]!r} as labelled, which has no mask; add it or mend the list")
-    return entries.ids
+    return names
 
 
 def _not_val(names: Sequence[str], listing: Listing, path: Path) -> None:

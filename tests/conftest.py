@@ -132,5 +132,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory, toy: DatasetDescription) -
 
     folder = tmp_path_factory.mktemp("trained") / "run"
     split = make_split(toy, SplitOptions(count=4))
-    options = TrainOptions(iters=30, batch_size=4, crop=(48, 48), workers=0, lr=3e-3, val_interval=15)
+    options = TrainOptions(iters=80, batch_size=4, crop=(48, 48), workers=0, lr=3e-3, val_interval=40)
     return train(split, folder, options).folder

@@ -1,289 +1,352 @@
-"""Splits: exact counts, nesting, stratification, lists, and what is refused."""
-
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslseg.data.description import DatasetDescription
-from sslseg.data.lists import read_list
+from sslseg.data.labels import color_map
 from sslseg.errors import UserError
-from sslseg.split import Split, SplitOptions, labeled_count, make_split, parse_ratio, stratified_order
-from tests.conftest import Sslseg
+from sslseg.split import Split, SplitOptions, labeled_count, make_split, parse_ratio
+from sslseg.stratify import stratified_order
+from tests.data.make import folder, image, mask
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("1/8", Fraction(1, 8)), ("12.5%", Fraction(1, 8)), ("0.125", Fraction(1, 8)), ("1", 1), ("100%", 1)],
-)
-def test_ratio_is_read(text: str, value: Fraction) -> None:
-    assert parse_ratio(text) == value
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetDescription:
+    root = folder(tmp_path / "set")
+    return DatasetDescription("folder", str(root), "set", ("a", "b", "c"), color_map(3), 255)
 
 
-@pytest.mark.parametrize("text", ["0", "2", "-1/8", "101%", "x", "1/0", ""])
-def test_ratio_out_of_range(text: str) -> None:
-    with pytest.raises(UserError, match="--ratio"):
+def listed(tmp_path: Path, *names: str, file: str = "list.txt") -> Path:
+    path = tmp_path / file
+    path.write_text("\n".join(names))
+    return path
+
+
+@pytest.mark.parametrize("text", ["1/8", "12.5%", "0.125", " 12.5 % "])
+def test_ratio_spellings(text: str) -> None:
+    assert parse_ratio(text) == Fraction(1, 8)
+
+
+@pytest.mark.parametrize("text", ["0", "2", "-1/8", "101%", "x", "", "1/0", "nan", "inf", "1/8/2"])
+def test_ratios_out_of_range_or_nonsense(text: str) -> None:
+    with pytest.raises(UserError, match=r"--ratio .*(is no ratio|not above 0)"):
         parse_ratio(text)
 
 
-@given(total=st.integers(1, 20000), numerator=st.integers(1, 64), denominator=st.integers(1, 64))
-def test_count_is_the_ratio_rounded_half_up_and_at_least_one(total: int, numerator: int, denominator: int) -> None:
-    if numerator > denominator:
-        numerator, denominator = denominator, numerator
-    count = labeled_count(total, SplitOptions(ratio=f"{numerator}/{denominator}"))
-    assert count == max((2 * numerator * total + denominator) // (2 * denominator), 1)
+@given(total=st.integers(1, 20_000), part=st.integers(1, 64), whole=st.integers(1, 64))
+def test_counts_round_half_up_and_are_at_least_one(total: int, part: int, whole: int) -> None:
+    part, whole = min(part, whole), max(part, whole)
+    expected = max(math.floor(Fraction(part, whole) * total + Fraction(1, 2)), 1)
+    assert labeled_count(total, SplitOptions(ratio=f"{part}/{whole}")) == expected
+    assert 1 <= expected <= total
 
 
-def test_published_counts() -> None:
-    assert [labeled_count(10582, SplitOptions(ratio=f"1/{n}")) for n in (16, 8, 4)] == [661, 1323, 2646]
-    assert labeled_count(2975, SplitOptions(ratio="1/16")) == 186
+def test_half_is_rounded_up() -> None:
+    assert labeled_count(12, SplitOptions(ratio="1/8")) == 2
+    assert labeled_count(3, SplitOptions(ratio="1/16")) == 1
+    assert labeled_count(10_582, SplitOptions(ratio="1/16")) == 661
 
 
-def test_smaller_ratios_are_prefixes(toy: DatasetDescription) -> None:
-    lists = [make_split(toy, SplitOptions(count=n, seed=3)).labeled for n in (2, 5, 16)]
-    assert lists[1][:2] == lists[0]
-    assert lists[2][:5] == lists[1]
-    assert len(set(lists[2])) == 16
-    assert make_split(toy, SplitOptions(count=16, seed=4)).labeled != lists[2]
-    assert make_split(toy, SplitOptions(count=5, seed=3, nested=False)).labeled[:2] != lists[0]
+def test_default_is_one_eighth_without_replacement(dataset: DatasetDescription) -> None:
+    split = make_split(dataset, SplitOptions())
+    assert (len(split.labeled), split.ratio, len(split.val)) == (2, "1/8", 4)
+    assert sorted((*split.labeled, *split.unlabeled)) == [f"t{index:03}" for index in range(16)]
+    assert make_split(dataset, SplitOptions(ratio="12.5%")).sha256 == split.sha256
 
 
-def test_every_training_image_is_on_one_side(toy_split: Split) -> None:
-    assert len(toy_split.labeled) == 4
-    assert sorted((*toy_split.labeled, *toy_split.unlabeled)) == [f"{n:03d}" for n in range(16)]
-    assert toy_split.val == tuple(f"{n:03d}" for n in range(16, 22))
+@settings(max_examples=25)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), stratify=st.booleans())
+def test_smaller_draws_are_prefixes(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, seed: int, stratify: bool
+) -> None:
+    root = _shared(tmp_path_factory)
+    dataset = DatasetDescription("folder", str(root), "set", ("a", "b", "c"), color_map(3), 255)
+    small, large = sorted(data.draw(st.tuples(st.integers(1, 16), st.integers(1, 16))))
+    draw = [make_split(dataset, SplitOptions(count=n, seed=seed, stratify=stratify)).labeled for n in (small, large)]
+    assert draw[1][:small] == draw[0]
+    assert len(set(draw[1])) == large
 
 
-def test_stratified_choice_covers_rare_classes_and_keeps_shares() -> None:
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    root = factory.getbasetemp() / "nested"
+    return root if root.exists() else folder(root)
+
+
+def test_independent_draws_are_not_nested(dataset: DatasetDescription) -> None:
+    draws = [make_split(dataset, SplitOptions(count=n, nested=False)).labeled for n in (4, 8)]
+    assert draws[1][:4] != draws[0]
+
+
+def test_seeds_differ_and_repeat(dataset: DatasetDescription) -> None:
+    draws = [make_split(dataset, SplitOptions(count=6, seed=seed)).labeled for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("count", [0, -1, 17])
+def test_counts_that_are_not_there(dataset: DatasetDescription, count: int) -> None:
+    with pytest.raises(UserError, match=f"--count {count} is not between 1 and the 16"):
+        make_split(dataset, SplitOptions(count=count))
+
+
+def test_ratio_and_count_exclude_each_other(dataset: DatasetDescription) -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        make_split(dataset, SplitOptions(ratio="1/8", count=3))
+
+
+def test_only_images_with_masks_are_drawn(dataset: DatasetDescription) -> None:
+    for index in range(12):
+        (Path(dataset.root) / f"masks/train/t{index:03}.png").unlink()
+    split = make_split(dataset, SplitOptions(ratio="1"))
+    assert sorted(split.labeled) == ["t012", "t013", "t014", "t015"]
+    assert len(split.unlabeled) == 12
+    for path in Path(dataset.root).glob("masks/train/*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of 16 training images has a mask"):
+        make_split(dataset, SplitOptions())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=8), st.integers(0, 5))
+def test_every_class_is_covered_while_that_is_possible(sets: list[set[int]], seed: int) -> None:
+    present = np.array([[index in classes for index in range(6)] for classes in sets])
+    rng = np.random.default_rng(seed)
+    pixels = present * rng.integers(1, 100, present.shape)
+    wanted = present.any(axis=0)
+    order = stratified_order(pixels, len(sets), np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(sets)))
+    for count in range(1, len(sets) + 1):
+        possible = any(
+            (present[list(rows)].any(axis=0) == wanted).all()
+            for rows in itertools.combinations(range(len(sets)), count)
+        )
+        assert (present[order[:count]].any(axis=0) == wanted).all() == possible
+
+
+def test_greedy_alone_would_miss_this_cover() -> None:
+    """The widest image holds four classes and then needs two more; the other two hold all six."""
+    pixels = np.array([[1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]])
+    assert sorted(stratified_order(pixels, 2, np.random.default_rng(0))) == [1, 2]
+
+
+def test_stratified_shares_are_closer_than_random_ones() -> None:
     rng = np.random.default_rng(0)
-    pixels = np.zeros((200, 4))
-    pixels[:, 0], pixels[:, 1] = 700, rng.integers(0, 600, 200)
-    pixels[7, 2] = pixels[90, 3] = 50  # two classes, each in one image only
+    pixels = (rng.dirichlet(np.full(8, 0.2), 400) * 1000).astype(int)
     target = pixels.sum(0) / pixels.sum()
-    for seed in range(5):
-        order = stratified_order(pixels, 20, np.random.default_rng(seed))
-        assert {7, 90} <= set(order[:2])
-        assert len(set(order)) == 20
-        shares = pixels[order].sum(0) / pixels[order].sum()
-        plain = np.random.default_rng(seed).permutation(200)[:20]
-        away = np.abs(pixels[plain].sum(0) / pixels[plain].sum() - target).sum()
-        assert np.abs(shares - target).sum() < max(away, 0.02)
-        assert stratified_order(pixels, 8, np.random.default_rng(seed)) == order[:8]
-    assert stratified_order(pixels, 9, np.random.default_rng(1)) != stratified_order(
-        pixels, 9, np.random.default_rng(2)
+
+    def distance(rows: object) -> float:
+        chosen = pixels[rows].sum(0)
+        return float(np.abs(chosen / chosen.sum() - target).sum())
+
+    drawn = [distance(np.random.default_rng(seed).permutation(400)[:25]) for seed in range(20)]
+    orders = [stratified_order(pixels, 25, np.random.default_rng(seed)) for seed in range(3)]
+    assert max(map(distance, orders)) < min(drawn)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_published_list(dataset: DatasetDescription, tmp_path: Path) -> None:
+    split = make_split(dataset, SplitOptions(labeled_list=listed(tmp_path, "t003", "images/train/t001.png")))
+    assert (split.labeled, len(split.unlabeled), split.seed, split.strategy) == (
+        ("t003", "t001"),
+        14,
+        None,
+        "list",
     )
 
 
-def test_files_are_what_other_programs_read(toy_split: Split, tmp_path: Path) -> None:
-    path = toy_split.save(tmp_path / "s")
-    assert Split.load(path) == toy_split == Split.load(tmp_path / "s")
-    assert (tmp_path / "s" / "labeled.txt").read_text().splitlines() == list(toy_split.labeled)
-    assert (tmp_path / "s" / "unlabeled.txt").read_text().splitlines() == list(toy_split.unlabeled)
-    record = json.loads(path.read_text())
-    assert (record["format"], record["version"], record["sha256"]) == ("sslseg-split", 1, toy_split.sha256)
+def test_both_lists_leave_the_others_out(dataset: DatasetDescription, tmp_path: Path) -> None:
+    options = SplitOptions(
+        labeled_list=listed(tmp_path, "t003"), unlabeled_list=listed(tmp_path, "t005", "t004", file="u.txt")
+    )
+    split = make_split(dataset, options)
+    assert (split.labeled, split.unlabeled) == (("t003",), ("t005", "t004"))
 
 
-def test_the_hash_follows_the_content_not_the_place(toy_split: Split) -> None:
-    moved = replace(toy_split, dataset=toy_split.dataset.with_root("/elsewhere"))
-    assert moved.sha256 == toy_split.sha256
-    assert replace(toy_split, labeled=toy_split.labeled[::-1]).sha256 != toy_split.sha256
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "message"),
+    [
+        (("t001",), ("t002", "t001"), r"u\.txt names 't001', which is labelled too"),
+        (("v001",), ("t002",), r"list\.txt names 'v001', which is a validation image"),
+        (("t001",), ("v002",), r"u\.txt names 'v002', which is a validation image"),
+        (("t000",), ("t002",), r"list\.txt names 't000' as labelled, which has no mask"),
+    ],
+)
+def test_lists_that_contradict(
+    dataset: DatasetDescription, tmp_path: Path, labeled: tuple[str], unlabeled: tuple[str], message: str
+) -> None:
+    (Path(dataset.root) / "masks/train/t000.png").unlink()
+    options = SplitOptions(
+        labeled_list=listed(tmp_path, *labeled), unlabeled_list=listed(tmp_path, *unlabeled, file="u.txt")
+    )
+    with pytest.raises(UserError, match=message):
+        make_split(dataset, options)
 
 
-def test_another_split_is_not_overwritten(toy: DatasetDescription, toy_split: Split, tmp_path: Path) -> None:
-    toy_split.save(tmp_path)
-    toy_split.save(tmp_path)
-    with pytest.raises(UserError, match="--out"):
-        make_split(toy, SplitOptions(count=5)).save(tmp_path)
+def test_lists_and_ratios_do_not_mix(dataset: DatasetDescription, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave --ratio and --count out"):
+        make_split(dataset, SplitOptions(labeled_list=listed(tmp_path, "t001"), count=1))
+    with pytest.raises(UserError, match="--unlabeled-list needs --labeled-list"):
+        make_split(dataset, SplitOptions(unlabeled_list=listed(tmp_path, "t001")))
 
 
-def edit(key: str, value: object) -> Callable[[dict], dict]:
-    return lambda record: record | {key: value}
+def test_pickled_permutation_takes_the_count(dataset: DatasetDescription, tmp_path: Path) -> None:
+    path = tmp_path / "split.pkl"
+    path.write_bytes(pickle.dumps(np.arange(16)[::-1]))
+    assert make_split(dataset, SplitOptions(labeled_list=path, count=3)).labeled == ("t015", "t014", "t013")
+    (Path(dataset.root) / "masks/train/t014.png").unlink()
+    with pytest.raises(UserError, match="'t014' as labelled, which has no mask"):
+        make_split(dataset, SplitOptions(labeled_list=path, count=3))
+
+
+def test_val_list(dataset: DatasetDescription, tmp_path: Path) -> None:
+    split = make_split(dataset, SplitOptions(val_list=listed(tmp_path, "t001", "t002")))
+    assert split.val == ("t001", "t002")
+    assert not {"t001", "t002"} & {*split.labeled, *split.unlabeled}
+    assert make_split(dataset, SplitOptions(val_list=listed(tmp_path))).val == ()
+
+
+def test_validation_needs_images_and_masks(dataset: DatasetDescription) -> None:
+    (Path(dataset.root) / "masks/val/v001.png").unlink()
+    with pytest.raises(UserError, match=r"'v001' has no mask \(1 of 4\)"):
+        make_split(dataset, SplitOptions())
+    for path in Path(dataset.root).glob("images/val/*"):
+        path.unlink()
+    with pytest.raises(UserError, match="no validation images; name some with --val-list"):
+        make_split(dataset, SplitOptions())
+
+
+def voc(tmp_path: Path, fine: int, total: int) -> tuple[DatasetDescription, list[str]]:
+    home = tmp_path / "VOC2012"
+    names = [f"i{index:04}" for index in range(total)]
+    for name in (*names, "val"):
+        image(home / f"JPEGImages/{name}.jpg")
+        mask(home / f"SegmentationClassAug/{name}.png")
+    lists = home / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(names[:fine]))
+    (lists / "val.txt").write_text("val\n")
+    return DatasetDescription("voc", str(home), "voc", ("a",), color_map(1), 255, {"family": "blender"}), names
+
+
+def test_families_are_told_apart_by_fine_annotations(tmp_path: Path) -> None:
+    dataset, names = voc(tmp_path, fine=93, total=663)
+    family = make_split(dataset, SplitOptions(labeled_list=listed(tmp_path, *names[:662]))).family
+    assert (family["fine"], family["name"]) == (93, "mixed annotations (CPS and UniMatch, blender 1/16)")
+    family = make_split(dataset, SplitOptions(labeled_list=listed(tmp_path, *names[:90]))).family
+    assert (family["fine_share"], family["name"]) == (
+        1.0,
+        "all finely annotated (classic, or U2PL's blender lists)",
+    )
+    family = make_split(dataset, SplitOptions(labeled_list=listed(tmp_path, *names[90:110]))).family
+    assert (family["fine"], family["name"]) == (3, "mixed annotations (unknown family)")
+
+
+def test_saved_and_loaded(dataset: DatasetDescription, tmp_path: Path) -> None:
+    split = make_split(dataset, SplitOptions(seed=3))
+    path = split.save(tmp_path / "s")
+    assert Split.load(path) == Split.load(tmp_path / "s") == split
+    assert (tmp_path / "s/labeled.txt").read_text() == "".join(f"{name}\n" for name in split.labeled)
+    assert json.loads(path.read_text())["sha256"] == split.sha256
+    assert split.save(tmp_path / "s") == path
+    with pytest.raises(UserError, match="holds another split; give another folder with --out"):
+        make_split(dataset, SplitOptions(seed=4)).save(tmp_path / "s")
+    assert Split.load(path) == split
+
+
+def test_the_hash_does_not_depend_on_the_place(dataset: DatasetDescription, tmp_path: Path) -> None:
+    split = make_split(dataset, SplitOptions())
+    Path(dataset.root).rename(tmp_path / "moved")
+    path = split.save(tmp_path / "s")
+    with pytest.raises(UserError, match="does not exist"):
+        Split.load(path).samples("all")
+    moved = Split.load(path, root=tmp_path / "moved")
+    assert moved.sha256 == split.sha256
+    assert len(moved.samples("all")) == 20
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (edit("labeled", ["001"]), "changed after it was written"),
-        (edit("version", 99), "version 99"),
-        (edit("format", "x"), "no split"),
-        (lambda record: {key: value for key, value in record.items() if key != "val"}, "'val'"),
+        ({"seed": 5}, "was changed after it was written"),
+        ({"labeled": ["t001"]}, "was changed after it was written"),
+        ({"family": None}, "was changed after it was written"),
+        ({"version": 99}, "has version 99, this program reads up to 1"),
+        ({"version": "x"}, "has no version number"),
+        ({"format": "x"}, "is no split of sslseg"),
+        ({"labeled": None}, "lacks or has a wrong"),
+        ({"dataset": 3}, "is damaged"),
     ],
 )
-def test_a_changed_file_is_refused(toy_split: Split, tmp_path: Path, change: Callable, message: str) -> None:
-    path = toy_split.save(tmp_path)
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+def test_tampering_is_noticed(
+    dataset: DatasetDescription, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = make_split(dataset, SplitOptions()).save(tmp_path / "s")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
         Split.load(path)
 
 
-def test_a_split_of_another_dataset(toy_split: Split, tmp_path: Path) -> None:
-    other = tmp_path / "other" / "images" / "train"
-    other.mkdir(parents=True)
-    (other / "x.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"'\d+'.*another dataset.*--data"):
-        replace(toy_split, dataset=toy_split.dataset.with_root(tmp_path / "other")).samples("labeled")
-
-
-CITY = [f"{city}/{city}_0000{n:02d}_000019" for city in ("jena", "ulm") for n in range(3)]
-VOC = [f"2007_0000{n:02d}" for n in range(6)]
-
-
 @pytest.mark.parametrize(
-    ("text", "known", "expected"),
-    [
-        ("2007_000003\r\n2007_000001", VOC, [3, 1]),
-        ("JPEGImages/2007_000002.jpg SegmentationClass/2007_000002.png\n", VOC, [2]),
-        ("/JPEGImages/2007_000002.jpg /SegmentationClassAug/2007_000002.png\n", VOC, [2]),
-        ("leftImg8bit/train/ulm/ulm_000001_000019_leftImg8bit.png\n", CITY, [4]),
-        (
-            "leftImg8bit/train/jena/jena_000002_000019_leftImg8bit.png gtFine/train/jena/jena_000002_000019_gtFine_labelTrainIds.png\n",
-            CITY,
-            [2],
-        ),
-        (
-            "/images/train/jena_000001_000019.png\t/segmentation/train/jena_000001_000019_gtFine.png\n",
-            CITY,
-            [1],
-        ),
-        ("ulm/ulm_000000_000019_leftImg8bit.png\n\n", CITY, [3]),
-    ],
+    ("text", "message"), [("{", "is no JSON"), ("[]", "is no split of sslseg"), (None, "cannot be read")]
 )
-def test_published_list_formats(tmp_path: Path, text: str, known: list[str], expected: list[int]) -> None:
-    path = tmp_path / "list.txt"
-    path.write_bytes(text.encode())
-    assert read_list(path, known).ids == [known[index] for index in expected]
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickled_permutation(tmp_path: Path, protocol: int, toy: DatasetDescription) -> None:
-    order = np.random.default_rng(0).permutation(16)
-    path = tmp_path / "order.pkl"
-    path.write_bytes(pickle.dumps(order, protocol=protocol))
-    if protocol == 0:  # text of the oldest protocol is not taken for a pickle, and names no image
-        with pytest.raises(UserError, match=":1"):
-            make_split(toy, SplitOptions(labeled_list=path, count=5))
-        return
-    split = make_split(toy, SplitOptions(labeled_list=path, count=5))
-    assert split.labeled == tuple(f"{index:03d}" for index in order[:5])
-
-
-class Evil:
-    def __reduce__(self) -> tuple:
-        return (print, ("owned",))
-
-
-def test_a_hostile_pickle_is_not_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "order.pkl"
-    path.write_bytes(pickle.dumps(Evil(), protocol=4))
-    with pytest.raises(UserError, match="not loaded"):
-        read_list(path, VOC, train=VOC)
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("2007_000001\n2007_000001\n", r"list.txt:2 names '2007_000001' again \(first in line 1\)"),
-        ("2007_000001\nnope\n", "list.txt:2: 'nope' is no image"),
-        ("\n", "is empty"),
-    ],
-)
-def test_wrong_lists(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text(text)
+def test_files_that_are_no_split(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "split.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_list(path, VOC)
+        Split.load(tmp_path / "split.json")
 
 
-def test_an_ambiguous_entry(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text("x\n")
-    with pytest.raises(UserError, match="could be 'a/b/x' or 'c/a/x'"):
-        read_list(path, ["a/b/x", "c/a/x"])
-    path.write_text("b/x\n")
-    assert read_list(path, ["a/b/x", "c/a/x"]).ids == ["a/b/x"]
+def test_samples_by_subset(dataset: DatasetDescription) -> None:
+    split = make_split(dataset, SplitOptions())
+    sizes = {subset: len(split.samples(subset)) for subset in ("labeled", "unlabeled", "train", "val", "all")}
+    assert sizes == {"labeled": 2, "unlabeled": 14, "train": 16, "val": 4, "all": 20}
+    assert [sample.id for sample in split.samples("labeled")] == list(split.labeled)
+    with pytest.raises(UserError, match="subset 'x' is unknown"):
+        split.samples("x")
+    with pytest.raises(UserError, match=r"names 'gone' \(1 of 1 ids\), which is not in"):
+        replace(split, labeled=("gone",)).samples("labeled")
 
 
-def test_lists_make_a_split(toy: DatasetDescription, tmp_path: Path) -> None:
-    for name, ids in dict(labeled=("003", "001"), unlabeled=("004",), val=("016", "000")).items():
-        (tmp_path / name).write_text("\n".join(ids))
-    options = SplitOptions(
-        labeled_list=tmp_path / "labeled", unlabeled_list=tmp_path / "unlabeled", val_list=tmp_path / "val"
-    )
-    split = make_split(toy, options)
-    assert (split.labeled, split.unlabeled, split.val) == (("003", "001"), ("004",), ("016", "000"))
-    assert len(make_split(toy, replace(options, unlabeled_list=None)).unlabeled) == 22 - 2 - 2
-    (tmp_path / "labeled").write_text("016")
-    with pytest.raises(UserError, match="'016', which is a validation image"):
-        make_split(toy, options)
-    (tmp_path / "labeled").write_text("004")
-    with pytest.raises(UserError, match="'004', which is labelled too"):
-        make_split(toy, options)
-    with pytest.raises(UserError, match="needs --labeled-list"):
-        make_split(toy, SplitOptions(unlabeled_list=tmp_path / "unlabeled"))
-
-
-def test_commands_without_any_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg: Sslseg) -> None:
-    from sslseg.data import shapes
-
-    draw = shapes.ensure
-    monkeypatch.setattr(shapes, "ensure", lambda root, *, seed=0: draw(root, seed=seed, train=16, val=4))
+def test_command_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg) -> None:
+    root = folder(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
-    path = sslseg("split").path
-    assert str(path) == "splits/shapes-1_8-seed0/split.json" or path.parent.name == "shapes-1_8-seed0"
-    assert len(Split.load(path).labeled) == 2
-    record = json.loads(sslseg("split", "--count", "3", "--seed", "1", "--stratify", "--json").out)
-    assert record["labeled"] == 3
+    done = sslseg("split", "--data", root, "--classes", "a,b,c", "--ignore-index", "255", "--workers", "1")
+    assert str(done.path) == "splits/set-1_8-seed0/split.json"
+    assert "2 labelled, 14 unlabelled, 4 validation" in done.err
+    again = sslseg("split", "--data", root, "--classes", "a,b,c", "--ignore-index", "255", "--ratio", "12.5%", "--json")
+    record = json.loads(again.out)
+    assert (again.code, record["labeled"], record["path"]) == (0, 2, str(done.path))
+    assert record["sha256"] == Split.load(done.path).sha256
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("flags", "message"),
     [
         (("--ratio", "0"), "--ratio 0 is not above 0"),
-        (("--ratio", "2"), "--ratio 2 is not above 0 and at most 1"),
-        (("--count", "17"), "between 1 and the 16"),
-        (("--count", "0"), "between 1 and the 16"),
-        (("--ratio", "1/2", "--count", "3"), "exclude each other"),
-        (("--labeled-list", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--data", "gone"), "does not exist"),
+        (("--classes", "a,b"), "describe --data: give it too"),
+        (("--ignore-index", "3"), "describe --data: give it too"),
     ],
 )
-def test_bad_input(
-    toy_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    sslseg: Sslseg,
-    arguments: tuple,
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = sslseg("split", "--data", toy_folder, *arguments)
+def test_command_errors_are_one_line(workspace: Path, sslseg, flags: tuple[str, ...], message: str) -> None:
+    done = sslseg("split", *flags)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
-    assert not (tmp_path / "splits").exists()
+    assert "Traceback" not in done.err
 
 
-def test_voc_families_are_told_apart(tmp_path: Path) -> None:
-    from tests.data.test_layouts import make_voc
-
-    root = make_voc(tmp_path, fine=4, augmented=6)
+def test_camvid(camvid: Path) -> None:
     from sslseg.init import describe
 
-    dataset = describe(root).description
-    (tmp_path / "fine.txt").write_text("2007_000000\n2007_000002\n")
-    (tmp_path / "mixed.txt").write_text("2007_000000\n2008_000001\n")
-    fine = make_split(dataset, SplitOptions(labeled_list=tmp_path / "fine.txt"))
-    mixed = make_split(dataset, SplitOptions(labeled_list=tmp_path / "mixed.txt"))
-    assert fine.family["fine_share"] == 1.0
-    assert "finely" in fine.family["name"]
-    assert (mixed.family["fine"], mixed.family["fine_share"]) == (1, 0.5)
-    assert "unknown" in mixed.family["name"]
-    assert make_split(dataset, SplitOptions(count=2)).family == dict(name="own draw")
+    split = make_split(describe(camvid, ignore_index=11).description, SplitOptions())
+    assert (len(split.labeled), len(split.unlabeled), len(split.val)) == (46, 321, 101)

@@ -33,6 +33,10 @@ def command(
     val_pairs: Annotated[
         Path | None, typer.Option(help="Validation pairs, for --layout pairs.", show_default=False)
     ] = None,
+    mask_suffix: Annotated[
+        str | None,
+        typer.Option(help="End of the masks' names, such as '_mask', where it cannot be told.", show_default=False),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Short name; by default the folder's.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing sslseg.toml.")] = False,
     as_json: JsonFlag = False,
@@ -57,6 +61,7 @@ def command(
         classes=classes,
         unlabeled_dir=unlabeled_dir,
         val_pairs=val_pairs,
+        mask_suffix=mask_suffix,
         name=name,
     )
     if found.guessed and sys.stdin.isatty() and stderr.is_terminal:
@@ -75,6 +80,7 @@ def command(
                 classes=classes,
                 unlabeled_dir=unlabeled_dir,
                 val_pairs=val_pairs,
+                mask_suffix=mask_suffix,
                 name=name,
             )
             found = replace(found, guessed=False)
@@ -93,7 +99,7 @@ def _show(found: Findings) -> None:
     known = found.pixels.copy()
     if description.ignore_index is not None:
         known[description.ignore_index] = 0
-    if found.masks and "label_map" not in description.options:
+    if found.masks and "values" not in description.options:
         for index, name in enumerate(description.classes):
             table.add_row(name, f"{100 * known[index] / max(known.sum(), 1):.2f} %")
         stderr.print(table)

@@ -63,6 +63,7 @@ def command(
     """
     from dataclasses import replace
 
+    from sslseg.errors import UserError
     from sslseg.init import describe
     from sslseg.split import SplitOptions, make_split
     from sslseg.workspace import Workspace
@@ -74,6 +75,10 @@ def command(
         )
         dataset = found.description
     else:
+        if layout != "auto" or ignore_index is not None or classes is not None:
+            raise UserError(
+                "--layout, --ignore-index and --classes describe --data: give it too, or change sslseg.toml"
+            )
         dataset = workspace.description()
         if unlabeled_dir is not None:
             options = dataset.options | dict(unlabeled_dir=str(unlabeled_dir.absolute()))

@@ -35,7 +35,7 @@ class IdList:
     permutation: bool = False
 
 
-def read_list(path: Path, known: Sequence[str], *, train: Sequence[str] = ()) -> IdList:
+def read_list(path: Path, known: Sequence[str], *, train: Sequence[str] = (), may_be_empty: bool = False) -> IdList:
     """Read any of the published formats and map its entries to the ids ``known``.
 
     A line is an id, an image path, or an image path and a mask path; a leading slash, CRLF and a missing last line end
@@ -54,7 +54,7 @@ def read_list(path: Path, known: Sequence[str], *, train: Sequence[str] = ()) ->
     index = _index(known)
     ids: dict[str, int] = {}
     try:
-        lines = data.decode().splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"list {path} is neither text nor a pickle; give a list of ids or paths") from error
     for number, line in enumerate(lines, start=1):
@@ -68,7 +68,7 @@ def read_list(path: Path, known: Sequence[str], *, train: Sequence[str] = ()) ->
                 f"{path}:{number} names {name!r} again (first in line {ids[name]}); remove one of the lines"
             )
         ids[name] = number
-    if not ids:
+    if not ids and not may_be_empty:
         raise UserError(f"list {path} is empty; give one with at least one id")
     return IdList(list(ids))
 
@@ -116,6 +116,7 @@ def _permutation(path: Path, data: bytes, size: int) -> list[int]:
         raise UserError(
             f"list {path} is a pickle of something else than an array ({error}); it was not loaded"
         ) from error
-    if not isinstance(array, np.ndarray) or not np.array_equal(np.sort(array.ravel()), np.arange(size)):
+    integers = isinstance(array, np.ndarray) and array.dtype.kind in "iu"
+    if not integers or not np.array_equal(np.sort(array.ravel()), np.arange(size)):
         raise UserError(f"list {path} is no permutation of the {size} training images; it belongs to another dataset")
     return [int(value) for value in array.ravel()]

@@ -1,5 +1,3 @@
-"""Layouts: each kind of dataset is recognised, listed and read from real files."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,211 +5,261 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from sslseg.data.description import DatasetDescription, Listing
 from sslseg.data.files import label_table, read_mask
-from sslseg.data.layouts import detect, list_samples
+from sslseg.data.labels import color_map
+from sslseg.data.layouts import detect, layout_module, list_samples
+from sslseg.data.layouts.suffixes import detect_suffixes
 from sslseg.errors import UserError
-from sslseg.init import describe
-
-RNG = np.random.default_rng(0)
+from tests.data.make import folder, image, mask
 
 
-def image(path: Path, size: tuple[int, int] = (12, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), RNG.integers(0, 255, (*size, 3)).astype(np.uint8))
+def described(root: Path, layout: str | None = None, **options: object) -> DatasetDescription:
+    layout = layout or detect(root)
+    facts = layout_module(layout).facts(root)
+    classes = facts.classes or ("a", "b", "c")
+    palette = facts.palette or color_map(len(classes))
+    place = root if root.is_dir() else root.parent
+    return DatasetDescription(
+        layout, str(place), "set", classes, palette, facts.ignore_index, {**facts.options, **options}
+    )
 
 
-def mask(path: Path, values: list[int], size: tuple[int, int] = (12, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.resize(np.array(values, np.uint16 if max(values) > 255 else np.uint8), size)
-    cv2.imwrite(str(path), array)
+def listed(root: Path, layout: str | None = None, **options: object) -> Listing:
+    return list_samples(described(root, layout, **options))
 
 
-def make_voc(folder: Path, *, fine: int, augmented: int) -> Path:
-    root = folder / "VOCdevkit" / "VOC2012"
-    lists = root / "ImageSets" / "Segmentation"
+def names(samples: dict[str, object]) -> list[str]:
+    return list(samples)
+
+
+def test_folder(tmp_path: Path) -> None:
+    listing = listed(folder(tmp_path, train=3, val=2))
+    assert (names(listing.train), names(listing.val)) == (["t000", "t001", "t002"], ["v000", "v001"])
+    assert listing.train["t001"].mask == str(tmp_path / "masks/train/t001.png")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("JPEGImages/training", "annotations/training", "JPEGImages/valid", "annotations/valid"),
+        ("img_dir/train", "ann_dir/train", "img_dir/test", "ann_dir/test"),
+        ("train/images", "train/labels", "val/images", "val/labels"),
+    ],
+)
+def test_folder_under_other_names_and_nested(tmp_path: Path, places: tuple[str, ...]) -> None:
+    for path, draw in zip(places, (image, mask, image, mask), strict=True):
+        draw(tmp_path / path / "city/x.png" if "val" not in path and "test" not in path else tmp_path / path / "y.png")
+    listing = listed(tmp_path)
+    assert (names(listing.train), names(listing.val)) == (["city/x"], ["y"])
+    assert all(sample.mask for sample in (*listing.train.values(), *listing.val.values()))
+
+
+def test_ids_of_both_sides_never_collide(tmp_path: Path) -> None:
+    for side in ("train", "val"):
+        image(tmp_path / "images" / side / "0001.png")
+    listing = listed(tmp_path)
+    assert (names(listing.train), names(listing.val)) == (["0001"], ["val/0001"])
+
+
+def test_images_without_masks_and_an_unlabeled_folder(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", train=2, val=1)
+    (root / "masks/train/t000.png").unlink()
+    image(tmp_path / "more/deep/t001.jpg")
+    listing = listed(root, unlabeled_dir=str(tmp_path / "more"))
+    assert {name: sample.mask is not None for name, sample in listing.train.items()} == {
+        "t000": False, "t001": True, "unlabeled/deep/t001": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("nowhere", "is no folder"), ("empty", "holds no images"), ("set/images", "part of")],
+)
+def test_unusable_unlabeled_folders(tmp_path: Path, place: str, message: str) -> None:
+    root = folder(tmp_path / "set", train=2, val=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"--unlabeled-dir .*{message}"):
+        listed(root, unlabeled_dir=str(tmp_path / place))
+
+
+def test_flat_folder_with_lists(tmp_path: Path) -> None:
+    for name in "abcd":
+        image(tmp_path / f"images/{name}.jpg")
+        mask(tmp_path / f"masks/{name}.png")
+    assert names(listed(tmp_path).train) == ["a", "b", "c", "d"]
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits/val.txt").write_text("d\n")
+    assert (names(listed(tmp_path).train), names(listed(tmp_path).val)) == (["a", "b", "c"], ["d"])
+    (tmp_path / "train.txt").write_bytes(b"images/c.jpg\r\na")
+    listing = listed(tmp_path)
+    assert (names(listing.train), listing.listed) == (["a", "c"], ("c", "a"))
+    (tmp_path / "train.txt").write_text("d\n")
+    with pytest.raises(UserError, match=r"val\.txt names 'd', which .*train\.txt has too"):
+        listed(tmp_path)
+    (tmp_path / "train.txt").write_text("nobody\n")
+    with pytest.raises(UserError, match=r"train\.txt names 'nobody', which has no image"):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "expected"),
+    [
+        ("{}", "{}", ("", "")),
+        ("{}_leftImg8bit", "{}_gtFine_labelTrainIds", ("_leftImg8bit", "_gtFine_labelTrainIds")),
+        ("{}", "{}_mask", ("", "_mask")),
+        ("{}", "{}_L", ("", "_L")),
+        ("{}_mat", "{}_mask", ("_mat", "_mask")),
+    ],
+)
+def test_suffixes(images: str, masks: str, expected: tuple[str, str]) -> None:
+    stems = [f"city/f_{index:04}" for index in range(0, 500, 7)]
+    found = detect_suffixes([images.format(s) for s in stems], [masks.format(s) for s in stems[:40]], where="set")
+    assert found == expected
+
+
+def test_two_kinds_of_mask_are_ambiguous() -> None:
+    stems = ["f_1", "f_2"]
+    masks = [stem + end for stem in stems for end in ("_edge", "_mask")]
+    with pytest.raises(UserError, match="'_edge', '_mask'; choose one with --mask-suffix"):
+        detect_suffixes(stems, masks, where="set")
+    with pytest.raises(UserError, match="no mask has the name of an image"):
+        detect_suffixes(["a"], ["b"], where="set")
+
+
+def test_two_images_of_one_name(tmp_path: Path) -> None:
+    image(tmp_path / "images/train/a.png")
+    image(tmp_path / "images/train/a.jpg")
+    with pytest.raises(UserError, match="differ in their extension only"):
+        listed(tmp_path)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    home = tmp_path / "VOCdevkit/VOC2012"
+    for name in ("f1", "f2", "s1", "s2", "v1"):
+        image(home / f"JPEGImages/{name}.jpg")
+    for name in ("f1", "f2", "v1"):
+        mask(home / f"SegmentationClass/{name}.png", 15)
+    lists = home / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
-    fine_ids = [f"2007_{n:06d}" for n in range(fine)]
-    more = [f"2008_{n:06d}" for n in range(augmented - fine)]
-    val = ["2009_000000", "2009_000001"]
-    for name in (*fine_ids, *more, *val):
-        image(root / "JPEGImages" / f"{name}.jpg")
-    for name in (*fine_ids, *val):
-        mask(root / "SegmentationClass" / f"{name}.png", [0, 1, 20, 255])
-    for name in (*fine_ids, *more, *val):
-        mask(root / "SegmentationClassAug" / f"{name}.png", [0, 1, 20, 255])
-    (lists / "train.txt").write_text("\n".join(fine_ids))
-    (lists / "val.txt").write_text("\n".join(val))
-    return folder / "VOCdevkit"
+    (lists / "train.txt").write_text("f2\nf1\n")
+    (lists / "val.txt").write_text("v1\n")
+    return tmp_path
 
 
-def listed(description: DatasetDescription) -> Listing:
-    listing = list_samples(description)
-    for sample in (*listing.train.values(), *listing.val.values()):
-        assert Path(sample.image).is_file()
-        if sample.mask is not None:
-            read_mask(sample.mask, label_table(description))
-    return listing
+def test_voc_classic_and_blender(voc: Path) -> None:
+    assert detect(voc) == detect(voc / "VOCdevkit/VOC2012") == "voc"
+    listing = listed(voc)
+    assert (names(listing.train), listing.listed, names(listing.val)) == (["f1", "f2"], ("f2", "f1"), ["v1"])
+    home = voc / "VOCdevkit/VOC2012"
+    for name in ("f1", "f2", "s1", "s2", "v1"):
+        mask(home / f"SegmentationClassAug/{name}.png")
+    blender = listed(voc)
+    assert names(blender.train) == ["f1", "f2", "s1", "s2"]
+    assert "SegmentationClassAug" in str(blender.train["f1"].mask)
+    (home / "ImageSets/Segmentation/trainaug.txt").write_text("/JPEGImages/s2.jpg /SegmentationClassAug/s2.png\nf1\n")
+    assert listed(voc).listed == ("s2", "f1")
+    assert names(listed(voc, family="classic").train) == ["f1", "f2"]
+    with pytest.raises(UserError, match="family 'x' is unknown"):
+        listed(voc, family="x")
 
 
-def test_voc_blender_and_classic(tmp_path: Path) -> None:
-    root = make_voc(tmp_path, fine=3, augmented=7)
-    assert detect(root) == "voc"
-    found = describe(root).description
-    assert (found.num_classes, found.classes[0], found.ignore_index) == (21, "background", 255)
-    assert len(listed(found).train) == 7
-    assert len(listed(found).val) == 2
-    classic = DatasetDescription(**{**found.__dict__, "options": dict(family="classic")})
-    assert len(listed(classic).train) == 3
-
-
-def test_cityscapes_label_ids_become_train_ids(tmp_path: Path) -> None:
-    for side, city in (("train", "jena"), ("val", "ulm")):
-        image(tmp_path / "leftImg8bit" / side / city / f"{city}_000000_000019_leftImg8bit.png")
-        mask(tmp_path / "gtFine" / side / city / f"{city}_000000_000019_gtFine_labelIds.png", [0, 7, 33, 6])
-    found = describe(tmp_path).description
-    assert (found.layout, found.num_classes) == ("cityscapes", 19)
-    listing = listed(found)
-    assert list(listing.train) == ["jena/jena_000000_000019"]
-    values = read_mask(str(listing.train["jena/jena_000000_000019"].mask), label_table(found))
-    np.testing.assert_array_equal(values[0, :4], [255, 0, 18, 255])
-    for side, city in (("train", "jena"), ("val", "ulm")):
-        mask(tmp_path / "gtFine" / side / city / f"{city}_000000_000019_gtFine_labelTrainIds.png", [0, 18, 255])
-    trained = describe(tmp_path).description
-    values = read_mask(str(listed(trained).train["jena/jena_000000_000019"].mask), label_table(trained))
-    np.testing.assert_array_equal(values[0, :3], [0, 18, 255])
+def test_voc_names_come_from_mmseg(voc: Path) -> None:
+    description = described(voc)
+    assert (description.num_classes, description.classes[15], description.ignore_index) == (21, "person", 255)
+    assert description.palette[15] == (192, 128, 128)
 
 
 def test_pascal_context(tmp_path: Path) -> None:
-    root = tmp_path / "VOC2010"
-    for name in ("a", "b"):
-        image(root / "JPEGImages" / f"{name}.jpg")
-        mask(root / "SegmentationClassContext" / f"{name}.png", [0, 59])
-    lists = root / "ImageSets" / "SegmentationContext"
+    for name in ("a", "v"):
+        image(tmp_path / f"JPEGImages/{name}.jpg")
+        mask(tmp_path / f"SegmentationClassContext/{name}.png", 59)
+    lists = tmp_path / "ImageSets/SegmentationContext"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("a\n")
-    (lists / "val.txt").write_text("b\n")
-    found = describe(root).description
-    assert (found.layout, found.num_classes) == ("pascal-context", 60)
-    assert (list(listed(found).train), list(listed(found).val)) == (["a"], ["b"])
+    (lists / "val.txt").write_text("v\n")
+    description = described(tmp_path)
+    assert (description.layout, description.num_classes) == ("pascal-context", 60)
+    assert (names(list_samples(description).train), names(list_samples(description).val)) == (["a"], ["v"])
+
+
+def test_cityscapes_label_ids_and_train_ids(tmp_path: Path) -> None:
+    stem = "ulm_000000_000019"
+    for side in ("train", "val"):
+        image(tmp_path / f"leftImg8bit/{side}/ulm/{stem.replace('ulm', side)}_leftImg8bit.png")
+        values = np.array([[7, 33, 0, 29]], np.uint8)
+        mask(tmp_path / f"gtFine/{side}/ulm/{stem.replace('ulm', side)}_gtFine_labelIds.png", values)
+    description = described(tmp_path)
+    assert (description.layout, description.num_classes) == ("cityscapes", 19)
+    sample = list_samples(description).train["ulm/train_000000_000019"]
+    assert read_mask(str(sample.mask), label_table(description)).tolist() == [[0, 18, 255, 255]]
+    mask(
+        tmp_path / "gtFine/train/ulm/train_000000_000019_gtFine_labelTrainIds.png",
+        np.array([[0, 18, 255]], np.uint8),
+    )
+    description = described(tmp_path)
+    sample = list_samples(description).train["ulm/train_000000_000019"]
+    assert read_mask(str(sample.mask), label_table(description)).tolist() == [[0, 18, 255]]
+    mask(tmp_path / "gtFine/train/ulm/other_gtFine_labelIds.png", 7)
+    assert described(tmp_path).options["mask_suffix"] == "_gtFine_labelIds", "train ids of some images only"
 
 
 def test_pairs(tmp_path: Path) -> None:
-    for name in ("a", "b", "c", "v"):
-        image(tmp_path / "pics" / f"{name}.jpg")
-        mask(tmp_path / "truth" / f"{name}_gt.png", [0, 1, 2])
-    (tmp_path / "train.txt").write_text("pics/a.jpg truth/a_gt.png\npics/b.jpg,truth/b_gt.png\npics/c.jpg\n")
-    (tmp_path / "val.txt").write_text("pics/v.jpg\ttruth/v_gt.png\n")
-    found = describe(tmp_path / "train.txt").description
-    listing = listed(found)
-    assert found.layout == "pairs"
-    assert [sample.mask is not None for sample in listing.train.values()] == [True, True, False]
-    assert len(listing.val) == 1
-
-
-def test_folder_with_suffixes_and_nested_folders(tmp_path: Path) -> None:
-    for side in ("train", "val"):
-        for name in ("x/1", "y/2"):
-            image(tmp_path / "images" / side / f"{name}_rgb.jpg")
-            mask(tmp_path / "masks" / side / f"{name}_label.png", [0, 1])
-    found = describe(tmp_path).description
-    assert found.options == dict(image_suffix="_rgb", mask_suffix="_label")
-    listing = listed(found)
-    assert all(sample.mask for sample in listing.train.values())
-    assert len(listing.train) == len(listing.val) == 2
-
-
-def test_one_folder_with_lists(tmp_path: Path) -> None:
-    for name in "abc":
-        image(tmp_path / "images" / f"{name}.png")
-        mask(tmp_path / "masks" / f"{name}.png", [0, 1])
-    (tmp_path / "train.txt").write_text("b\na\n")
-    (tmp_path / "val.txt").write_text("c\n")
-    listing = listed(describe(tmp_path).description)
-    assert set(listing.train) == {"a", "b"}
-    assert set(listing.val) == {"c"}
-
-
-def test_unlabeled_images_from_a_folder_of_their_own(tmp_path: Path) -> None:
-    image(tmp_path / "d" / "images" / "train" / "a.png")
-    image(tmp_path / "d" / "images" / "val" / "v.png")
-    mask(tmp_path / "d" / "masks" / "train" / "a.png", [0, 1])
-    mask(tmp_path / "d" / "masks" / "val" / "v.png", [0, 1])
-    image(tmp_path / "more" / "a.png")
-    found = describe(tmp_path / "d", unlabeled_dir=tmp_path / "more").description
-    listing = listed(found)
+    for name in ("a", "b", "with space", "u", "v"):
+        image(tmp_path / f"x/{name}.jpg")
+        mask(tmp_path / f"y/{name}.png")
+    text = "# comment\nx/a.jpg y/a.png\nx/b.jpg,y/b.png\nx/with space.jpg\ty/with space.png\nx/u.jpg\n"
+    (tmp_path / "train.txt").write_text(text)
+    (tmp_path / "val.txt").write_text("x/v.jpg y/v.png")
+    listing = listed(tmp_path / "train.txt")
     assert {name: sample.mask is not None for name, sample in listing.train.items()} == {
-        "a": True,
-        "unlabeled/a": False,
-    }
+        "a": True, "b": True, "u": False, "with space": True,
+    }  # fmt: skip
+    assert names(listing.val) == ["v"]
 
 
-def test_palette_16_bit_and_foreign_ignore_masks(tmp_path: Path) -> None:
-    image(tmp_path / "images" / "train" / "a.png")
-    (tmp_path / "masks" / "train").mkdir(parents=True)
-    picture = Image.fromarray(np.resize(np.array([0, 1, 2, 11], np.uint8), (12, 16)))
-    picture.putpalette([*range(10, 250, 10)] + [0] * (768 - 24))
-    picture.save(tmp_path / "masks" / "train" / "a.png")
-    found = describe(tmp_path, ignore_index=11).description
-    values = read_mask(str(tmp_path / "masks" / "train" / "a.png"), label_table(found))
-    assert (found.num_classes, found.palette[1]) == (3, (40, 50, 60))
-    np.testing.assert_array_equal(values[0, :4], [0, 1, 2, 255])
-    mask(tmp_path / "masks" / "train" / "a.png", [0, 299, 65535])
-    wide = describe(tmp_path, ignore_index=65535).description
-    values = read_mask(str(tmp_path / "masks" / "train" / "a.png"), label_table(wide))
-    assert (wide.num_classes, values.dtype) == (300, np.uint16)
-    np.testing.assert_array_equal(values[0, :3], [0, 299, 65535])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x/a.jpg y/gone.png", r"train\.txt:1: .*gone\.png does not exist"),
+        ("x/a.jpg\nx/a.jpg", r"train\.txt:2: image .* is named twice"),
+        ("one two three", r"train\.txt:1: 'one two three' is no image-mask pair"),
+    ],
+)
+def test_wrong_pairs_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    image(tmp_path / "x/a.jpg")
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        listed(tmp_path / "train.txt")
 
 
-def test_colour_coded_masks_with_a_class_dictionary(tmp_path: Path) -> None:
-    image(tmp_path / "images" / "train" / "a.png")
-    (tmp_path / "masks" / "train").mkdir(parents=True)
-    colors = np.zeros((12, 16, 3), np.uint8)
-    colors[:, 8:] = (200, 100, 50)  # BGR
-    cv2.imwrite(str(tmp_path / "masks" / "train" / "a.png"), colors)
-    with pytest.raises(UserError, match="colour-coded"):
-        describe(tmp_path)
-    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nvoid,0,0,0\nroad,50,100,200\n")
-    found = describe(tmp_path).description
-    values = read_mask(str(tmp_path / "masks" / "train" / "a.png"), label_table(found))
-    assert found.classes == ("void", "road")
-    np.testing.assert_array_equal(values[0, [0, 15]], [0, 1])
+def test_shapes_are_drawn_where_they_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sslseg.data import shapes
+    from sslseg.data.layouts.shapes import describe
+
+    monkeypatch.setattr(shapes, "ensure", lambda root, **_: folder(root, train=2, val=1))
+    assert names(list_samples(describe(tmp_path / "shapes")).train) == ["t000", "t001"]
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_corrupt_files(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "x.png"
-    if content is not None:
-        path.write_bytes(content)
-    from sslseg.data.files import read_image, read_raw_mask
-
-    for read in (read_image, read_raw_mask):
-        with pytest.raises(UserError, match="x.png"):
-            read(path)
-
-
-def test_values_out_of_range_are_named(tmp_path: Path) -> None:
-    mask(tmp_path / "m.png", [0, 1, 9])
-    table = label_table(DatasetDescription("folder", "/", "d", ("a", "b"), ((0, 0, 0), (1, 1, 1))))
-    with pytest.raises(UserError, match=r"m\.png.*9"):
-        read_mask(tmp_path / "m.png", table)
-
-
-def test_no_layout(tmp_path: Path) -> None:
-    for root, message in {tmp_path / "no": "does not exist", tmp_path: "empty folder"}.items():
-        with pytest.raises(UserError, match=message):
-            detect(root)
-    (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(UserError, match="no known layout"):
+def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        detect(tmp_path / "gone")
+    with pytest.raises(UserError, match="is an empty folder"):
         detect(tmp_path)
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(UserError, match="has no known layout"):
+        detect(tmp_path)
+    (tmp_path / "images/train").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no images"):
+        listed(tmp_path)
+    with pytest.raises(UserError, match="layout 'x' is unknown"):
+        layout_module("x")
 
 
-def test_camvid_as_a_new_user_has_it(camvid: Path) -> None:
-    found = describe(camvid, ignore_index=11)
-    assert (found.description.layout, found.description.num_classes) == ("folder", 11)
-    assert (len(found.listing.train), len(found.listing.val)) == (367, 101)
-    sample = next(iter(found.listing.train.values()))
-    values = np.unique(read_mask(str(sample.mask), label_table(found.description)))
-    assert set(values) <= {*range(11), 255}
+def test_camvid(camvid: Path) -> None:
+    listing = listed(camvid)
+    assert (len(listing.train), len(listing.val)) == (367, 101)
+    assert all(sample.mask for sample in listing.train.values())
+    assert cv2.imread(listing.val[next(iter(listing.val))].image).shape == (360, 480, 3)

