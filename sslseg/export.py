@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sslseg.artifacts import Model, build_segmentor, without_pretrained
-from sslseg.files import atomic_write, write_text
+from sslseg.engine.checkpoints import save_atomically
+from sslseg.files import write_text
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
 
@@ -37,8 +36,7 @@ def export(model: Model, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     meta = dict(dataset_meta=metainfo, method=model.meta["method"], step=model.meta["iter"])
     state = {name: value.cpu() for name, value in segmentor.state_dict().items()}
-    with atomic_write(folder / CHECKPOINT) as file:
-        torch.save(dict(meta=meta, state_dict=state), file)
+    save_atomically(folder / CHECKPOINT, dict(meta=meta, state_dict=state))
     write_text(folder / CONFIG, Config(ConfigDict(fields).to_dict()).pretty_text)
     return folder
 

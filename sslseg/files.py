@@ -21,6 +21,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the temporary file's name would tell a user nothing
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

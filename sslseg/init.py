@@ -145,13 +145,13 @@ def _names(root: Path, given: str | None) -> tuple[list[str] | None, list[Color]
 
 
 def _guess_ignore(pixels: np.ndarray, num_classes: int | None) -> int | None:
-    """Guess which raw value means "no label": 255 or 65535 where they occur, or the only one beyond the named classes."""
+    """Guess which raw value means "no label": 255 or 65535 where they occur, or the one right after the named classes."""
     values = np.flatnonzero(pixels)
     for value in (IGNORE_INDEX, WIDE_IGNORE_INDEX):
         if value in values and (num_classes is None or value >= num_classes):
             return value
-    beyond = values[values >= num_classes] if num_classes is not None else values[:0]
-    return int(beyond[0]) if len(beyond) == 1 else None
+    beyond = values[values >= num_classes].tolist() if num_classes is not None else []
+    return num_classes if beyond == [num_classes] else None
 
 
 def _numbered(pixels: np.ndarray, ignore_index: int | None, root: Path) -> list[str]:

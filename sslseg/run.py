@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,3 +84,18 @@ def enclosing_run(checkpoint: Path) -> Run | None:
     path = checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()
     folder = path.parent.parent
     return Run(folder) if (folder / RECORD).exists() else None
+
+
+def environment() -> dict[str, str]:
+    """Return what a number depends on beside config and seed: device, versions, and the commit where this is a checkout."""
+    import torch
+    from mmengine.device import get_device
+
+    device = torch.cuda.get_device_name() if get_device() == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    found = dict(device=device, python=platform.python_version(), torch=torch.__version__)
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / ".git").exists():
+        command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=10"]
+        with contextlib.suppress(OSError):
+            found["commit"] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return found

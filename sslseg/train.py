@@ -13,7 +13,7 @@ from typing import Any
 
 from sslseg import __version__
 from sslseg.errors import Interrupted, UserError
-from sslseg.run import Run
+from sslseg.run import Run, environment
 from sslseg.split import Split
 
 CROP_STEP, CROP_RANGE = 32, (96, 512)
@@ -192,6 +192,7 @@ def _record(split: Split, config: Any, **more: Any) -> dict[str, Any]:
         split_sha256=split.sha256,
         dataset=split.dataset.to_dict(),
         program_version=__version__,
+        environment=environment(),
         **more,
     )
 

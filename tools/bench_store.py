@@ -1,8 +1,8 @@
 """Measure the store against PNG files: size, and time to read masks in random order as training does.
 
-    python tools/bench_store.py [--masks DIR] [--json]
+    python tools/bench_store.py [--masks DIR] [--page PAGE] [--json]
 
-Without ``--masks`` the masks are drawn (``sslseg.data.shapes``). Ratios are store / PNG, below 1 is better; rounds of both
+Masks are drawn (``sslseg.data.shapes``), and those of a dataset join them with ``--masks``. Ratios are store / PNG, below 1 is better; rounds of both
 are interleaved and the median counts, since absolute times mean little on a shared machine.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pages import rewritten
 from rich.console import Console
 from rich.table import Table
 
@@ -87,16 +88,19 @@ def measure(masks: dict[str, np.ndarray], folder: Path, *, rounds: int, own_byte
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--masks", type=Path, help="folder of PNG masks, such as a dataset's own")
+    parser.add_argument("--page", type=Path, help="documentation page to write the table into")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    sets: dict[str, tuple[dict[str, np.ndarray], int | None]] = {}
+    sets: dict[str, tuple[dict[str, np.ndarray], int | None]] = {
+        "drawn 96x96": (drawn_masks(300, size=96), None),
+        "drawn 384x384": (drawn_masks(100, size=384), None),
+    }
     if options.masks is not None:
         own = sum(path.stat().st_size for path in options.masks.rglob("*.png"))
-        sets[options.masks.name] = (folder_masks(options.masks), own)
-    else:
-        sets["drawn 96x96"] = (drawn_masks(300, size=96), None)
-        sets["drawn 384x384"] = (drawn_masks(100, size=384), None)
+        masks = folder_masks(options.masks)
+        height, width = next(iter(masks.values())).shape
+        sets[f"{options.masks.absolute().parent.name} {width}x{height}"] = (masks, own)
     reports = {}
     for name, (masks, own_bytes) in sets.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -104,18 +108,27 @@ def main() -> None:
     if options.json:
         print(json.dumps(reports))
         return
-    table = Table(title="Store against PNG (OpenCV); ratios below 1: the store is better")
-    for heading in ("masks", "number", "size ratio", "own PNG size ratio", "read ratio", "write ratio"):
-        table.add_column(heading, justify="left" if heading == "masks" else "right")
-    for name, report in reports.items():
-        own_ratio = f"{report['own_size_ratio']:.2f}" if "own_size_ratio" in report else "-"
-        ratios = (
+    headings = ("masks", "number", "size / PNG by OpenCV", "size / the dataset's own PNG", "read time", "write time")
+    rows = [
+        (
+            name,
+            str(report["masks"]),
             f"{report['size_ratio']:.2f}",
-            own_ratio,
+            f"{report['own_size_ratio']:.2f}" if "own_size_ratio" in report else "-",
             f"{report['read_ratio']:.2f}",
             f"{report['write_ratio']:.1f}",
         )
-        table.add_row(name, str(report["masks"]), *ratios)
+        for name, report in reports.items()
+    ]
+    if options.page is not None:
+        lines = ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)]
+        text = "\n".join(lines)
+        options.page.write_text(rewritten(options.page.read_text(), text, tool="tools/bench_store.py"))
+    table = Table(title="Store / PNG; below 1 the store is better")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "masks" else "right")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pages import rewritten
 
 from sslseg.cli.app import app
 
 DOCS = Path(__file__).parent.parent / "docs" / "commands"
-BEGIN, END = "<!-- options: written by tools/command_tables.py -->", "<!-- end of options -->"
 
 
 def table(command: Any) -> str:
@@ -35,9 +35,7 @@ def table(command: Any) -> str:
 
 def updated(text: str, command: Any) -> str:
     """Return a page with its table written anew."""
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{table(command)}\n\n{END}{after}"
+    return rewritten(text, table(command), tool="tools/command_tables.py")
 
 
 def main() -> None:

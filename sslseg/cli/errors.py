@@ -48,6 +48,8 @@ def exit_code(error: BaseException) -> int:
         fail(str(error))
         return INPUT
     if isinstance(error, CommandLineError):
+        if not error.format_message():
+            return INPUT  # no arguments at all: the help has been shown
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         fail(error.format_message().rstrip(".") + hint)

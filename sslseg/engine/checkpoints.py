@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,15 @@ class Checkpoints(Hook):
         if name == LAST:
             state["optimizer"] = apply_to(runner.optim_wrapper.state_dict(), torch.is_tensor, torch.Tensor.cpu)
             state["param_schedulers"] = [scheduler.state_dict() for scheduler in runner.param_schedulers]
-        with atomic_write(self.folder / name) as file:
-            torch.save(state, file)
+        save_atomically(self.folder / name, state)
+
+
+def save_atomically(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; raise OSError, where torch.save on a full disk raises an error of its own."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def unwrap(runner: Runner) -> torch.nn.Module:
