@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Palette = Sequence[Sequence[int]]
 ERROR_COLOR, IGNORED_COLOR = (0, 0, 255), (128, 128, 128)  # BGR
