@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sslseg.errors import UserError
 from sslseg.progress import note, stderr
 
-__all__ = ["JsonFlag", "emit", "note", "run", "source_argument", "stderr"]
+__all__ = ["JsonFlag", "emit", "note", "run", "show", "source_argument", "stderr"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the path.")]
 
@@ -46,6 +47,12 @@ def source_argument(value: str | None) -> str | None:
         except (ValueError, KeyError) as error:
             raise UserError(f"stdin holds no path: {line[:80]!r}; pipe the output of another sslseg command") from error
     return line
+
+
+def show(table: Any, title: str) -> None:
+    """Print a Rich table on stderr under a title that is never wrapped to the table's width."""
+    stderr.print(f"\n{escape(title)}", style="bold", soft_wrap=True)
+    stderr.print(table)
 
 
 def run(main: Callable[[], int | None]) -> int:

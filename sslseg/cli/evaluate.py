@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sslseg.cli.console import JsonFlag, emit, is_main_process, source_argument, stderr
+from sslseg.cli.console import JsonFlag, emit, is_main_process, note, show, source_argument
 from sslseg.cli.options import (
     CropOption,
     DataOption,
@@ -113,7 +113,7 @@ def _training_scores(model: Any) -> dict[str, Any]:
 def _show(scores: dict[str, Any], split: Split) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{split.dataset.name}, {scores['subset']} ({scores['images']} images), {scores['protocol']}")
+    table = Table()
     for heading in ("class", "IoU", "accuracy"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name in split.dataset.classes:
@@ -121,16 +121,13 @@ def _show(scores: dict[str, Any], split: Split) -> None:
         table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in cells))
     table.add_section()
     table.add_row("mean", f"{scores['mIoU']:.2f}", f"{scores['mAcc']:.2f}", style="bold")
-    stderr.print(table)
+    show(table, f"{split.dataset.name}, {scores['subset']} ({scores['images']} images), {scores['protocol']}")
     training = scores.get("training", {})
     recorded = [
         f"{which} checkpoint {training[which]['mIoU']:.2f} (step {training[which]['iter']})"
         for which in ("last", "best")
         if training.get(which, {}).get("mIoU") is not None
     ]
-    stderr.print(
-        f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})",
-        highlight=False,
-    )
+    note(f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})")
     if recorded:
-        stderr.print(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}", highlight=False)
+        note(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sslseg.cli.console import JsonFlag, emit, note, stderr
+from sslseg.cli.console import JsonFlag, emit, note, show, stderr
 
 if TYPE_CHECKING:
     from sslseg.init import Findings
@@ -93,7 +93,7 @@ def _show(found: Findings) -> None:
     from rich.table import Table
 
     description, listing = found.description, found.listing
-    table = Table(title=f"{description.name}: layout {description.layout}, {description.num_classes} classes")
+    table = Table()
     table.add_column("class")
     table.add_column("share of pixels", justify="right")
     known = found.pixels.copy()
@@ -102,7 +102,7 @@ def _show(found: Findings) -> None:
     if found.masks and "values" not in description.options:
         for index, name in enumerate(description.classes):
             table.add_row(name, f"{100 * known[index] / max(known.sum(), 1):.2f} %")
-        stderr.print(table)
+        show(table, f"{description.name}: layout {description.layout}, {description.num_classes} classes")
     for side, samples in (("train", listing.train), ("val", listing.val)):
         masks = sum(sample.mask is not None for sample in samples.values())
         note(f"{side}: {len(samples)} images, {masks} with a mask")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sslseg.cli.console import JsonFlag, emit, source_argument, stderr
+from sslseg.cli.console import JsonFlag, emit, show, source_argument
 
 
 def command(
@@ -20,10 +20,10 @@ def command(
 
     source = source_argument(path) or ""
     record = inspect(source)
-    table = Table(title=source, show_header=False)
+    table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in record.items():
         table.add_row(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    stderr.print(table)
+    show(table, source)
     emit(source, record, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sslseg.cli.console import JsonFlag, emit, note, stderr
+from sslseg.cli.console import JsonFlag, emit, note, show
 from sslseg.cli.options import DataOption, WorkersOption
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _folder_name(split: Split) -> str:
 def _show(split: Split, scans: list[Scan]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{split.dataset.name}: classes by side (images that hold it, share of labelled pixels)")
+    table = Table()
     table.add_column("class")
     sides = [side for side in scans if side.name != "unlabeled" and side.images]
     for side in sides:
@@ -141,7 +141,7 @@ def _show(split: Split, scans: list[Scan]) -> None:
     for index, name in enumerate(split.dataset.classes):
         cells = [text for side in sides for text in (str(side.occurrences[index]), f"{100 * side.shares[index]:.2f} %")]
         table.add_row(name, *cells)
-    stderr.print(table)
+    show(table, f"{split.dataset.name}: classes by side (images that hold it, share of labelled pixels)")
     absent = [name for index, name in enumerate(split.dataset.classes) if scans[0].occurrences[index] == 0]
     if absent:
         note(f"no labelled image holds: {', '.join(absent)}; try --stratify or another --seed")
