@@ -79,7 +79,19 @@ def load_model(name: str) -> Any:
     config = load(path)
     if "model" not in config:
         raise UserError(f"config {path} has no `model`; give an mmseg segmentor config")
-    return copy.deepcopy(config.model)
+    return unscoped(copy.deepcopy(config.model))
+
+
+def unscoped(config: Any) -> Any:
+    """Remove the scope that mmengine notes in what ``mmseg::`` configs brought, or our own networks would not be found there."""
+    if isinstance(config, dict):
+        config.pop("_scope_", None)
+        for value in config.values():
+            unscoped(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            unscoped(value)
+    return config
 
 
 def heads(model: Any) -> Iterator[Any]:
@@ -94,7 +106,7 @@ def fit_model(model: Any, *, num_classes: int, ignore_index: int) -> Any:
     """Set the class count and the ignore index of every head; binary one-channel heads become softmax heads."""
     from mmengine.config import ConfigDict
 
-    model = ConfigDict(copy.deepcopy(model))
+    model = unscoped(ConfigDict(copy.deepcopy(model)))
     if model.get("decode_head") is None or model.get("backbone") is None:
         raise UserError(f"model {model.get('type')!r} has no backbone and decode_head; use an mmseg EncoderDecoder")
     for head in heads(model):

@@ -85,8 +85,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(workspace: Path, toy_split: Split) -> None:
-    whole = train(toy_split, workspace / "whole", replace(OPTIONS, iters=60, val_interval=10))
+def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
     arguments = (
         "--iters",
         "60",
@@ -100,7 +99,11 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path, toy_split: Spl
         "10",
     )
     command = [sys.executable, "-m", "sslseg", "train", *arguments, "--run-dir", "killed"]
-    process = subprocess.Popen(command, cwd=workspace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # As many threads as `program` uses: with others the sums, and so the bits, would differ.
+    environment = os.environ | dict(OMP_NUM_THREADS="1")
+    process = subprocess.Popen(
+        command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     checkpoint = workspace / "killed" / "checkpoints" / "last.pth"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -110,10 +113,6 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path, toy_split: Spl
     assert torch.load(checkpoint, weights_only=True)["meta"]["iter"] < 60
     done = program(*command[3:], "--resume", cwd=workspace)
     assert done.code == 0, done.err
-    resumed = weights(checkpoint)
-    # Another process may sum in another order than this one: equal up to that, bit-equal to the same kind of process.
-    for name, value in weights(whole.checkpoints / "last.pth").items():
-        torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-4)
     assert program(*command[3:-1], "straight", cwd=workspace).code == 0
     assert checkpoint.read_bytes() == (workspace / "straight" / "checkpoints" / "last.pth").read_bytes()
 

@@ -53,7 +53,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         times: dict[str, list[float]] = dict(bare=[], step=[], load=[])
         state: dict[str, Any] = {}
 
-        def before_train(_: Any) -> None:
+        def interleave(_: Any) -> None:
             loop = runner.train_loop
             batches = iter(loop.dataloader)
             model = runner.model
@@ -77,8 +77,8 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
             loop.stop_training = True
 
         hook = training.monitor
-        original = hook.before_train
-        hook.before_train = lambda r: (original(r), before_train(r))[0]  # type: ignore[method-assign]
+        original = hook.before_train_epoch
+        hook.before_train_epoch = lambda r: (original(r), interleave(r))[0]  # type: ignore[method-assign]
         try:
             runner.train()
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,19 @@ class Checkpoints(Hook):
 def save_atomically(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint; raise OSError, where torch.save on a full disk raises an error of its own."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(canonical(state), buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def canonical(value: Any) -> Any:
+    """Rebuild containers and intern strings: pickle notes which objects are the same one, which is no part of the state."""
+    if isinstance(value, dict):
+        return {canonical(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(canonical(item) for item in value)
+    # A copy first: a string of a resumed run is another object than the same string of the code.
+    return sys.intern(str(value)) if isinstance(value, str) else value
 
 
 def unwrap(runner: Runner) -> torch.nn.Module:

@@ -40,7 +40,8 @@ class Monitor(Hook):
         self.losses = ""
         self.shown = 0.0
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Begin; at this point, after every ``before_train``, the step of a resumed run is known."""
         self.started = self.since = time.monotonic()
         self.first = runner.iter
         if is_main_process():
