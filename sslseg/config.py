@@ -166,3 +166,17 @@ def apply_assignments(config: Any, assignments: dict[str, Any]) -> None:
             node[int(last)] = value
         else:
             node[last] = value
+
+
+def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested config as dotted keys; lists and tuples count as the same."""
+    if isinstance(config, dict):
+        items = [(str(key), value) for key, value in config.items()]
+    elif isinstance(config, (list, tuple)):
+        items = [(str(index), value) for index, value in enumerate(config)]
+    else:
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flattened(value, f"{prefix}.{key}" if prefix else key)
+    return flat

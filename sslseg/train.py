@@ -18,6 +18,7 @@ from sslseg.split import Split
 
 CROP_STEP, CROP_RANGE = 32, (96, 512)
 RUNNING, FINISHED = "running", "finished"
+FREE_TO_CHANGE = ("data.workers",)  # of a run's config when it is resumed
 
 
 @dataclass(frozen=True)
@@ -172,16 +173,28 @@ def _claim(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
             raise UserError(
                 f"{run.folder} was trained on another split; give the split it began with, or --run-dir for another"
             )
-        if record["method"] != config.method.type:
-            raise UserError(f"{run.folder} was trained with method {record['method']}; give --run-dir for another")
-        if record["status"] == FINISHED and record["iters"] >= config.schedule.iters:
+        _check_config(run, config)
+        if record["status"] == FINISHED:
             return
-    elif options.resume and run.folder.exists() and any(run.folder.iterdir()):
-        raise UserError(f"{run.folder} holds files but no run to resume; give --run-dir for another")
+    elif run.folder.exists() and any(run.folder.iterdir()) and not run.checkpoints.exists():
+        raise UserError(f"{run.folder} holds other files and no run; give a new folder with --run-dir")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     split.save(run.split_folder)
     run.config_path.write_text(config.pretty_text)
     run.write(_record(split, config, status=RUNNING))
+
+
+def _check_config(run: Run, config: Any) -> None:
+    """Refuse to resume with other settings: the learning rate's course and every draw depend on them."""
+    from sslseg.config import flattened, load
+
+    before, now = flattened(load(run.config_path).to_dict()), flattened(config.to_dict())
+    for key in sorted(before.keys() | now.keys()):
+        if key not in FREE_TO_CHANGE and before.get(key) != now.get(key):
+            raise UserError(
+                f"{run.folder} began with {key} = {before.get(key)!r}, now it is {now.get(key)!r};"
+                " resume with the settings it began with, or give --run-dir for another"
+            )
 
 
 def _record(split: Split, config: Any, **more: Any) -> dict[str, Any]:

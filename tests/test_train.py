@@ -127,10 +127,30 @@ def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
     assert (run / "checkpoints" / "last.pth").read_bytes() == before
 
 
-def test_a_finished_run_goes_on_to_more_steps(workspace: Path, sslseg: Sslseg) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--iters", "6"), "schedule.iters = 4, now it is 6"),
+        (("--lr", "0.1"), "optimizer.lr"),
+        (("--seed", "1"), "seed = 0, now it is 1"),
+        (("--model", "fcn_r50", "--pretrained", "none"), "model."),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(
+    workspace: Path, sslseg: Sslseg, arguments: tuple[str, ...], message: str
+) -> None:
     run = sslseg("train", *SHORT).path
-    sslseg("train", *SHORT, "--iters", "6", "--resume")
-    assert torch.load(run / "checkpoints" / "last.pth", weights_only=True)["meta"]["iter"] == 6
+    done = sslseg("train", *SHORT, *arguments, "--resume")
+    assert done.code == 2
+    assert message in done.err
+    assert sslseg("train", *SHORT, "--workers", "1", "--resume").path == run
+
+
+def test_a_folder_of_other_files_is_left_alone(workspace: Path, sslseg: Sslseg) -> None:
+    done = sslseg("train", *SHORT, "--run-dir", ".")
+    assert done.code == 2
+    assert "holds other files" in done.err
+    assert not (workspace / "config.py").exists()
 
 
 def test_dry_run_writes_nothing(workspace: Path, sslseg: Sslseg) -> None:
