@@ -3,6 +3,7 @@
 from sslseg.store.check import merge_stores, verify_store
 from sslseg.store.format import StoreHeader
 from sslseg.store.reader import StoreReader
-from sslseg.store.writer import StoreWriter, partial_path
+from sslseg.store.segments import partial_path
+from sslseg.store.writer import StoreWriter
 
 __all__ = ["StoreHeader", "StoreReader", "StoreWriter", "merge_stores", "partial_path", "verify_store"]

@@ -1,12 +1,14 @@
-"""The prediction store's format, as ``docs/store-format.md`` specifies it: names, header, and one encoded array."""
+"""The prediction store's format, as ``docs/store-format.md`` specifies it: names, header, digest, one encoded map."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
@@ -20,9 +22,9 @@ SCORE_KINDS = ("confidence", "entropy")
 SCORE_SCALE = 1.0 / 65535
 ENCODINGS = {MASKS: "label-map", "ids": "string-array", "positions": "array"} | dict.fromkeys(SCORE_KINDS, "score-map")
 ENCODING_VERSION = 1
-# Measured by tools/bench_store.py: level 9 makes masks smaller than PNG; scores are noisy, more effort gains little.
-MASK_LEVEL, SCORE_LEVEL = 9, 4
-PARTIAL = ".partial"
+# `tools/bench_filters.py` measures masks: level 9 gains 2% at most for twice the time. The low byte of scores is noise,
+# on which effort is wasted.
+LEVELS = {MASKS: 8} | dict.fromkeys(SCORE_KINDS, 3)
 
 
 @dataclass(frozen=True)
@@ -54,71 +56,39 @@ class StoreHeader:
         return json.loads(json.dumps(asdict(self)))
 
     def difference(self, other: StoreHeader, *, but: Iterable[str] = ()) -> str | None:
-        """Return the name of the first field in which ``other`` differs, or None."""
+        """Return the name of the first field in which ``other`` differs (``provenance.KEY`` within it), or None."""
         mine, theirs = self.to_dict(), other.to_dict()
-        return next((key for key in mine if key not in but and mine[key] != theirs[key]), None)
+        for record in (mine, theirs):
+            record |= {f"provenance.{key}": value for key, value in json.loads(record.pop("provenance")).items()}
+        return next((key for key in mine | theirs if key not in but and mine.get(key) != theirs.get(key)), None)
 
 
 class Encoded(NamedTuple):
-    """One map as it lies in the file: a single chunk, deflated (two-byte values with HDF5's shuffle filter)."""
+    """One map as it lies in the file: a single chunk, deflated (two-byte values after HDF5's shuffle filter)."""
 
     data: bytes
     shape: tuple[int, int]
     dtype: np.dtype
 
 
-def encode_mask(mask: np.ndarray) -> Encoded:
-    """Compress a mask H x W, uint8 or uint16."""
-    return _encode(mask, MASK_LEVEL)
+def quantize(score: np.ndarray) -> np.ndarray:
+    """Return a score map in [0, 1] as 16-bit fixed point."""
+    return np.rint(np.clip(score, 0.0, 1.0) / SCORE_SCALE).astype(np.uint16)
 
 
-def encode_score(score: np.ndarray) -> Encoded:
-    """Compress a score map H x W in [0, 1] as 16-bit fixed point."""
-    fixed = np.rint(np.clip(score, 0.0, 1.0) / SCORE_SCALE).astype(np.uint16)
-    return _encode(fixed, SCORE_LEVEL)
-
-
-def _encode(array: np.ndarray, level: int) -> Encoded:
-    data = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+def encode(kind: str, array: np.ndarray) -> Encoded:
+    """Compress the stored values of a map, H x W, uint8 or uint16."""
+    data = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     raw = data.tobytes() if data.itemsize == 1 else data.view(np.uint8).reshape(-1, data.itemsize).T.tobytes()
-    return Encoded(zlib.compress(raw, level), (array.shape[0], array.shape[1]), data.dtype)
+    return Encoded(zlib.compress(raw, LEVELS[kind]), (array.shape[0], array.shape[1]), data.dtype)
 
 
 def decode(encoded: Encoded) -> np.ndarray:
-    """Return the array that was compressed."""
-    raw = np.frombuffer(zlib.decompress(encoded.data), np.uint8)
+    """Return the array that was compressed; raise zlib.error or ValueError when the data are damaged."""
+    raw = np.frombuffer(bytearray(zlib.decompress(encoded.data)), np.uint8)
     if encoded.dtype.itemsize > 1:
         raw = np.ascontiguousarray(raw.reshape(encoded.dtype.itemsize, -1).T)
     return raw.view(encoded.dtype).reshape(encoded.shape)
-
-
-def write_map(group: h5py.Group, key: str, encoded: Encoded) -> None:
-    """Create the dataset ``key`` of ``group`` from an already compressed map."""
-    dataset = group.create_dataset(
-        key,
-        shape=encoded.shape,
-        dtype=encoded.dtype,
-        chunks=encoded.shape,
-        compression="gzip",
-        compression_opts=MASK_LEVEL,
-        shuffle=encoded.dtype.itemsize > 1,
-        track_times=False,
-    )
-    dataset.id.write_direct_chunk((0, 0), encoded.data)
-
-
-def read_map(group: h5py.Group, key: str) -> Encoded | np.ndarray:
-    """Return the map ``key`` of ``group``: raw if it lies as our writer leaves it, else as an array."""
-    dataset = h5py.h5d.open(group.id, key.encode())
-    properties = dataset.get_create_plist()
-    dtype = dataset.dtype
-    filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
-    ours = [h5py.h5z.FILTER_DEFLATE] if dtype.itemsize == 1 else [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]
-    if filters == ours and properties.get_chunk() == dataset.shape:
-        mask, data = dataset.read_direct_chunk((0, 0))
-        if mask == 0:
-            return Encoded(data, dataset.shape, dtype)
-    return h5py.Dataset(dataset)[()]
 
 
 def keys(ids: Iterable[str]) -> dict[str, str]:
@@ -146,38 +116,48 @@ class Digest:
         self.digest = hashlib.sha256()
 
     def add(self, name: str, kind: str, array: np.ndarray) -> None:
-        head = json.dumps([name, kind, array.dtype.str.lstrip("<|"), list(array.shape)])
+        head = json.dumps([name, kind, f"u{array.dtype.itemsize}", list(array.shape)])
         self.digest.update(head.encode() + b"\n")
-        self.digest.update(np.ascontiguousarray(array).tobytes())
+        self.digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
     def hexdigest(self) -> str:
         return self.digest.hexdigest()
 
 
-def write_head(file: h5py.File, header: StoreHeader, kinds: Iterable[str]) -> dict[str, h5py.Group]:
-    """Write the root attributes and return a new group for each kind."""
+def create_file(path: Path | str | BytesIO, **how: Any) -> h5py.File:
+    """Create an HDF5 file that every library since 1.10 (2016) reads."""
+    # The newest format of HDF5 2 cannot be read by the 1.14 that older h5py brings.
+    return h5py.File(path, "w", libver=("v110", "v110"), **how)
+
+
+def write_head(
+    file: h5py.File, header: StoreHeader, kinds: Iterable[str], *, ids: Sequence[str], positions: Sequence[int]
+) -> None:
+    """Write the root attributes, the ids, the position of each among all shards' ids, and a group for each kind."""
     file.attrs["format"], file.attrs["format_version"] = FORMAT, VERSION
     file.attrs["program_version"] = __version__
     for name, value in header.to_dict().items():
         file.attrs[name] = json.dumps(value) if isinstance(value, list) else value
-    groups = {}
+    # Strings of one length compress; variable ones would take 40 bytes each, a tenth of a small mask.
+    encoded = [name.encode() for name in ids]
+    names = np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
+    file.create_dataset("ids", data=names, **_list_filters(names))
+    places = np.array(positions, np.int64)
+    file.create_dataset("positions", data=places, **_list_filters(places))
     for kind in kinds:
-        group = groups[kind] = file.create_group(kind)
-        group.attrs["encoding_type"], group.attrs["encoding_version"] = ENCODINGS[kind], ENCODING_VERSION
+        group = file.create_group(kind)
         if kind in SCORE_KINDS:
             group.attrs["scale"] = SCORE_SCALE
-    return groups
+    for name in ("ids", "positions", *kinds):
+        file[name].attrs["encoding_type"], file[name].attrs["encoding_version"] = ENCODINGS[name], ENCODING_VERSION
 
 
-def write_ids(file: h5py.File, ids: list[str], positions: Iterable[int]) -> None:
-    """Write the ids in order, and the position of each among all shards' ids."""
-    for name, values, dtype in (("ids", ids, h5py.string_dtype()), ("positions", list(positions), np.int64)):
-        dataset = file.create_dataset(name, data=values, dtype=dtype, track_times=False)
-        dataset.attrs["encoding_type"], dataset.attrs["encoding_version"] = ENCODINGS[name], ENCODING_VERSION
+def _list_filters(values: np.ndarray) -> dict[str, Any]:
+    return dict(chunks=values.shape, compression="gzip", compression_opts=9, shuffle=True, track_times=False)
 
 
 def read_header(file: h5py.File) -> StoreHeader:
-    """Return the header from the root attributes."""
+    """Return the header from the root attributes; raise KeyError or ValueError when one is missing or damaged."""
     record = {name: _plain(file.attrs[name]) for name in (field.name for field in fields(StoreHeader))}
     record |= {name: json.loads(record[name]) for name in ("classes", "palette")}
     return StoreHeader.from_dict(record)

@@ -1,4 +1,4 @@
-"""Writing a prediction store: finished segments beside it, merged into one file at the end.
+"""Writing a prediction store: finished segments beside it, joined into one file at the end.
 
 While a store is made, ``NAME.h5.partial/`` holds ``header.json`` and segments, small HDF5 files that are each written
 whole or not at all. A kill or a full disk loses at most the images since the last segment, and the store itself appears
@@ -7,8 +7,9 @@ under its name only when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
+import functools
 import os
 import queue
 import shutil
@@ -17,45 +18,42 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import h5py
 import numpy as np
 
 from sslseg.errors import UserError
-from sslseg.files import atomic_write, write_json
+from sslseg.progress import track
 from sslseg.store.format import (
     MASKS,
-    PARTIAL,
     Digest,
     Encoded,
     StoreHeader,
+    create_file,
     decode,
-    encode_mask,
-    encode_score,
+    encode,
     keys,
-    read_map,
+    quantize,
     write_head,
-    write_ids,
-    write_map,
 )
+from sslseg.store.maps import MapFile, MapWriter
+from sslseg.store.segments import Segments, partial_path
 
 SEGMENT_IMAGES, SEGMENT_SECONDS = 256, 20.0
 QUEUE_IMAGES = 32
-HEADER = "header.json"
-Maps = dict[str, Encoded]
-
-
-def partial_path(path: Path) -> Path:
-    """Return the folder that holds an unfinished store's segments."""
-    return path.with_name(path.name + PARTIAL)
+OPEN_SEGMENTS = 32
+LONG_JOIN_IMAGES = 1000
+Maps = dict[str, "Encoded | np.ndarray"]
 
 
 class StoreWriter:
     """Writes one store; several ranks may write into the same one, and rank 0 finishes it.
 
+    Rank 0 must have made its writer before the others make theirs, and all of them before one adds anything: what is
+    ``done`` must be the same for all.
+
     Args:
-        ids: every id that the finished store shall hold, in order.
+        ids: every id that the finished store shall hold, in order; text without NUL.
         positions: place of each id among the ids of all shards; 0, 1, 2, ... by default.
         kinds: ``masks`` and any of ``confidence`` and ``entropy``.
         resume: go on with an unfinished store of equal header and ids; ranks above 0 always join one.
@@ -63,7 +61,8 @@ class StoreWriter:
     Compression and writing happen on a thread of their own; its errors come up at the next ``add`` or at the end.
 
     Raises:
-        UserError: there is a store or an unfinished one already, or ``resume`` finds one that differs.
+        UserError: there is a store or an unfinished one already, ``resume`` finds one that differs, or another process
+            writes it.
     """
 
     def __init__(
@@ -77,42 +76,23 @@ class StoreWriter:
         resume: bool = False,
         rank: int = 0,
     ) -> None:
+        if path.exists():
+            raise UserError(f"store {path} exists; write another with --out, or remove it")
+        _check_ids(path, ids)
         self.path, self.header, self.ids, self.kinds, self.rank = path, header, list(ids), tuple(kinds), rank
         self.positions = list(positions) if positions is not None else list(range(len(self.ids)))
-        self.partial = partial_path(path)
-        record = dict(header=header.to_dict(), ids=self.ids, positions=self.positions, kinds=list(self.kinds))
-        if path.exists():
-            raise UserError(f"store {path} exists; give another with --out, or remove it")
-        if self.partial.exists():
-            if not (resume or rank):
-                raise UserError(
-                    f"{self.partial} holds an unfinished store; add --resume to go on, or remove the folder"
-                )
-            self._check(record)
-        else:
-            self.partial.mkdir(parents=True)
-            write_json(self.partial / HEADER, record)
+        self._known = frozenset(self.ids)
+        self._segments = Segments(partial_path(path), header, self.kinds)
+        self._segments.begin(self.ids, self.positions, join=resume or rank > 0)
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(self._segments.lock(rank))
         if rank == 0:
-            for leftover in self.partial.glob(".*.tmp"):
-                leftover.unlink()
-        self.done: set[str] = {name for segment in self._segments() for name in segment}
+            self._segments.clean()
+        self.done: set[str] = set(self._segments.places())
         self._items: queue.Queue[tuple[str, dict[str, np.ndarray]] | None] = queue.Queue(QUEUE_IMAGES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
-
-    def _check(self, record: dict[str, Any]) -> None:
-        try:
-            found = json.loads((self.partial / HEADER).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.partial} has no readable {HEADER}; remove the folder and begin anew") from error
-        mine = StoreHeader.from_dict(record["header"])
-        differing = mine.difference(StoreHeader.from_dict(found["header"]))
-        differing = differing or next((key for key in ("ids", "kinds") if found[key] != record[key]), None)
-        if differing:
-            raise UserError(
-                f"{self.partial} is an unfinished store of another {differing}; give another file with --out, or remove the folder"
-            )
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -124,16 +104,32 @@ class StoreWriter:
         self.close()
 
     def add(self, name: str, *, mask: np.ndarray, **scores: np.ndarray) -> None:
-        """Hand over the maps of one image: ``mask`` H x W integer, scores H x W in [0, 1]."""
+        """Hand over the maps of one image: ``mask`` H x W integer, scores H x W in [0, 1].
+
+        Raises:
+            ValueError: ``name`` is none of the ids, or the maps are not those of ``kinds`` or not of one size.
+            OSError: an earlier image could not be written.
+        """
         self._raise()
-        wide = self.header.ignore_index > np.iinfo(np.uint8).max
-        self._items.put((name, {MASKS: mask.astype(np.uint16 if wide else np.uint8), **scores}))
+        maps = {MASKS: mask, **scores}
+        if name not in self._known:
+            raise ValueError(f"{name!r} is none of the ids of store {self.path}")
+        if set(maps) != set(self.kinds) or mask.ndim != 2 or any(found.shape != mask.shape for found in maps.values()):
+            shapes = {kind: found.shape for kind, found in maps.items()}
+            raise ValueError(f"store {self.path} takes {self.kinds}, each H x W; {name!r} has {shapes}")
+        dtype = np.uint16 if self.header.ignore_index > np.iinfo(np.uint8).max else np.uint8
+        if mask.dtype != dtype and mask.size and not 0 <= mask.min() <= mask.max() <= np.iinfo(dtype).max:
+            raise ValueError(
+                f"the mask of {name!r} has values from {mask.min()} to {mask.max()}, which {dtype.__name__} cannot hold"
+            )
+        self._items.put((name, {**maps, MASKS: mask.astype(dtype)}))
 
     def close(self) -> None:
         """Write what is left and stop the thread; further calls do nothing."""
         if self._thread.is_alive():
             self._items.put(None)
             self._thread.join()
+        self._lock.close()
         self._raise()
 
     def _raise(self) -> None:
@@ -142,12 +138,14 @@ class StoreWriter:
             raise error
 
     def _work(self) -> None:
-        segment: dict[str, Maps] = {}
+        segment: dict[str, dict[str, Encoded]] = {}
         since = time.monotonic()
+        items = iter(self._items.get, None)
         try:
-            while (item := self._items.get()) is not None:
-                name, maps = item
-                segment[name] = {kind: _encode(kind, maps[kind]) for kind in self.kinds}
+            for name, maps in items:
+                segment[name] = {
+                    kind: encode(kind, maps[kind] if kind == MASKS else quantize(maps[kind])) for kind in self.kinds
+                }
                 if len(segment) >= SEGMENT_IMAGES or time.monotonic() - since >= SEGMENT_SECONDS:
                     self._write(segment)
                     segment, since = {}, time.monotonic()
@@ -156,68 +154,55 @@ class StoreWriter:
         except BaseException as error:
             self._error = error
             # Keep taking items, so that nobody waits for a full queue; the next add raises.
-            while self._items.get() is not None:
+            for _ in items:
                 pass
 
-    def _write(self, segment: dict[str, Maps]) -> None:
-        number = sum(1 for _ in self.partial.glob(f"{self.rank:04d}-*.h5"))
-        with h5py.File("segment", "w", driver="core", backing_store=False, libver="latest") as file:
-            groups = write_head(file, self.header, self.kinds)
-            write_ids(file, list(segment), range(len(segment)))
-            names = keys(segment)
-            for name, maps in segment.items():
-                for kind, encoded in maps.items():
-                    write_map(groups[kind], names[name], encoded)
-            file.flush()
-            image = file.id.get_file_image()
-        with atomic_write(self.partial / f"{self.rank:04d}-{number:06d}.h5") as output:
-            output.write(image)
+    def _write(self, segment: dict[str, dict[str, Encoded]]) -> None:
+        self._segments.write(self.rank, segment)
         self.done.update(segment)
 
-    def _segments(self) -> Iterator[list[str]]:
-        for path in sorted(self.partial.glob("*.h5")):
-            try:
-                with h5py.File(path, "r", locking=False) as file:
-                    yield [name.decode() for name in file["ids"][()]]
-            except (OSError, KeyError):
-                # Segments appear whole; this one was damaged afterwards, and its images are predicted again.
-                path.unlink(missing_ok=True)
-
     def finalize(self) -> Path:
-        """Merge the segments into the store and remove them; only one process may do so, after all have closed.
+        """Join the segments into the store and remove them; only one process may do so, after all have closed.
 
         Raises:
             UserError: an id is still missing.
         """
         self.close()
-        files = [h5py.File(path, "r", locking=False) for path in sorted(self.partial.glob("*.h5"))]
-        try:
-            places: dict[str, tuple[h5py.File, str]] = {}
-            for file in files:
-                names = [name.decode() for name in file["ids"][()]]
-                paths = keys(names)
-                places.update({name: (file, paths[name]) for name in names})
+        with self._segments.lock(self.rank):
+            self._segments.clean()
+            places = self._segments.places()
             missing = [name for name in self.ids if name not in places]
             if missing:
                 raise UserError(
                     f"store {self.path} lacks {len(missing)} of {len(self.ids)} ids, such as {missing[0]!r}; go on with --resume"
                 )
 
-            def maps() -> Iterator[tuple[str, dict[str, Encoded | np.ndarray]]]:
-                for name in self.ids:
-                    file, key = places[name]
-                    yield name, {kind: read_map(file[kind], key) for kind in self.kinds}
+            @functools.lru_cache(maxsize=OPEN_SEGMENTS)
+            def segment(path: Path) -> MapFile:
+                return MapFile(h5py.File(path, "r", locking=False))
 
-            write_store(self.path, self.header, self.ids, self.positions, self.kinds, maps())
-        finally:
-            for file in files:
-                file.close()
-        shutil.rmtree(self.partial)
+            def maps() -> Iterator[tuple[str, Maps]]:
+                for name in track(self.ids, "join", total=len(self.ids), enabled=len(self.ids) >= LONG_JOIN_IMAGES):
+                    path, key = places[name]
+                    yield name, {kind: segment(path).read(kind, key) for kind in self.kinds}
+
+            temporary = self._segments.folder / ".store.tmp"
+            write_store(self.path, self.header, self.ids, self.positions, self.kinds, maps(), temporary=temporary)
+            shutil.rmtree(self._segments.folder)
         return self.path
 
 
-def _encode(kind: str, array: np.ndarray) -> Encoded:
-    return encode_mask(array) if kind == MASKS else encode_score(array)
+def _check_ids(path: Path, ids: Sequence[str]) -> None:
+    if not ids:
+        raise UserError(f"store {path} would hold no image; give at least one")
+    if len(set(ids)) != len(ids):
+        raise UserError(f"store {path} would hold an id twice; give each image once")
+    for name in ids:
+        # A file name that is not UTF-8 reaches Python with surrogates in it.
+        if not name or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(
+                f"id {name!r} is empty or no Unicode text, which store {path} cannot hold; rename the image"
+            )
 
 
 def write_store(
@@ -226,26 +211,26 @@ def write_store(
     ids: Sequence[str],
     positions: Sequence[int],
     kinds: Sequence[str],
-    maps: Iterable[tuple[str, dict[str, Encoded | np.ndarray]]],
+    maps: Iterable[tuple[str, Maps]],
+    *,
+    temporary: Path,
 ) -> None:
-    """Write a complete store in one pass; compressed maps are copied as they are. It appears under its name at the end.
+    """Write a complete store in one pass; encoded maps are copied as they are. It appears under its name at the end.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         digest = Digest()
-        with h5py.File(temporary, "w", libver="latest") as file:
-            groups = write_head(file, header, kinds)
-            write_ids(file, list(ids), positions)
-            names = keys(ids)
+        with create_file(temporary) as file:
+            write_head(file, header, kinds, ids=ids, positions=positions)
+            names, output = keys(ids), MapWriter(file)
             for name, found in maps:
                 for kind in sorted(found):
                     item = found[kind]
-                    encoded = item if isinstance(item, Encoded) else _encode(kind, item)
-                    write_map(groups[kind], names[name], encoded)
-                    digest.add(name, kind, decode(encoded))
+                    encoded, array = (item, decode(item)) if isinstance(item, Encoded) else (encode(kind, item), item)
+                    output.write(kind, names[name], encoded)
+                    digest.add(name, kind, array)
             file.attrs["content_sha256"] = digest.hexdigest()
             file.attrs["complete"] = True
         with temporary.open("rb") as written:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,11 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.store import StoreHeader, StoreReader, StoreWriter, merge_stores, partial_path, verify_store
 from sslseg.store import writer as writer_module
-from sslseg.store.format import keys
+from sslseg.store.format import create_file, keys
 
 FIXTURE = Path(__file__).parent.parent / "data" / "store-v1.h5"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "store-format.md"
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+KINDS = ("masks", "confidence", "entropy")
 
 
 def header(total: int, **more: object) -> StoreHeader:
@@ -44,7 +50,7 @@ def maps(number: int, shape: tuple[int, int] = (12, 17)) -> dict[str, np.ndarray
 
 def write(path: Path, ids: list[str], *, numbers: list[int] | None = None, **more: object) -> Path:
     numbers = numbers if numbers is not None else list(range(len(ids)))
-    arguments = dict(header=header(len(ids)), kinds=("masks", "confidence", "entropy")) | more
+    arguments = dict(header=header(len(ids)), kinds=KINDS) | more
     with StoreWriter(path, ids=ids, **arguments) as writer:  # type: ignore[arg-type]
         for number, name in zip(numbers, ids, strict=True):
             writer.add(name, **maps(number))
@@ -106,9 +112,9 @@ sys.path.insert(0, {checkout!r})
 from pathlib import Path
 import sslseg.store.writer as module
 module.SEGMENT_IMAGES = 3
-from tests.store.test_store import header, maps
+from tests.store.test_store import KINDS, header, maps
 ids = [str(n) for n in range(200)]
-writer = module.StoreWriter(Path(sys.argv[1]), header=header(200), ids=ids, kinds=("masks", "confidence", "entropy"))
+writer = module.StoreWriter(Path(sys.argv[1]), header=header(200), ids=ids, kinds=KINDS)
 for n, name in enumerate(ids):
     writer.add(name, **maps(n))
     print(n, flush=True)
@@ -131,10 +137,8 @@ def test_a_killed_writer_resumes_to_the_same_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"incomplete.*--resume"):
         StoreReader(path)
     with pytest.raises(UserError, match="--resume"):
-        StoreWriter(path, header=header(200), ids=ids, kinds=("masks", "confidence", "entropy"))
-    with StoreWriter(
-        path, header=header(200), ids=ids, kinds=("masks", "confidence", "entropy"), resume=True
-    ) as writer:
+        StoreWriter(path, header=header(200), ids=ids, kinds=KINDS)
+    with StoreWriter(path, header=header(200), ids=ids, kinds=KINDS, resume=True) as writer:
         assert 30 <= len(writer.done) < 200
         for number, name in enumerate(ids):
             if name not in writer.done:
@@ -147,42 +151,138 @@ def test_a_killed_writer_resumes_to_the_same_file(tmp_path: Path, monkeypatch: p
 def test_resume_refuses_another_model(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     StoreWriter(path, header=header(1), ids=["a"]).close()
+    with pytest.raises(UserError, match=r"another provenance\.mode"):
+        StoreWriter(path, header=header(1, provenance='{"mode": "whole"}'), ids=["a"], resume=True)
     with pytest.raises(UserError, match="another checkpoint_sha256"):
         StoreWriter(path, header=header(1, checkpoint_sha256="22"), ids=["a"], resume=True)
 
 
-def test_a_full_disk_surfaces_and_keeps_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = """
+import resource, sys
+sys.path.insert(0, {checkout!r})
+from pathlib import Path
+import sslseg.store.writer as module
+from tests.store.test_store import KINDS, header, maps
+module.SEGMENT_IMAGES = {images}
+ids = [str(n) for n in range(60)]
+writer = module.StoreWriter(Path(sys.argv[1]), header=header(60), ids=ids, kinds=KINDS)
+stage = "write"
+try:
+    with writer:
+        for n, name in enumerate(ids):
+            if n == {limit_at}:
+                while len(writer.done) < n // {images} * {images}:
+                    __import__("time").sleep(0.01)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            writer.add(name, **maps(n, (40, 40)))
+    stage = "join"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    writer.finalize()
+except OSError as error:
+    print(stage, error.errno, Path(error.filename).parent.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("images", "limit_at", "told"),
+    [
+        (10, 30, "write {errno} s.h5.partial"),
+        # The last segment fails after the thread has taken its last image.
+        (100, 30, "write {errno} s.h5.partial"),
+        (10, 99, "join {errno} {folder}"),
+    ],
+)
+def test_a_full_disk_surfaces_and_keeps_segments(tmp_path: Path, images: int, limit_at: int, told: str) -> None:
+    """The limit on the size of a file makes real writes fail in the middle, as a full disk does."""
     path = tmp_path / "s.h5"
-    monkeypatch.setattr(writer_module, "SEGMENT_IMAGES", 2)
-    original, calls = writer_module.atomic_write, []
+    script = FULL.format(checkout=str(Path(__file__).parent.parent.parent), images=images, limit_at=limit_at)
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == told.format(errno=errno.EFBIG, folder=tmp_path.name), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert not path.exists()
+    ids = [str(n) for n in range(60)]
+    with StoreWriter(path, header=header(60), ids=ids, kinds=KINDS, resume=True) as writer:
+        assert len(writer.done) == (60 if limit_at == 99 else limit_at // images * images)
+        for number, name in enumerate(ids):
+            if name not in writer.done:
+                writer.add(name, **maps(number, (40, 40)))
+    writer.finalize()
+    assert verify_store(path)["ids"] == 60
+    assert [found.name for found in tmp_path.iterdir()] == ["s.h5"]
 
-    def full(target: Path):  # type: ignore[no-untyped-def]
-        calls.append(target)
-        if len(calls) > 1:
-            raise OSError(28, "No space left on device", str(target))
-        return original(target)
 
-    monkeypatch.setattr(writer_module, "atomic_write", full)
+def test_a_damaged_segment_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(writer_module, "SEGMENT_IMAGES", 1)
+    ids = list("abcd")
+    path = tmp_path / "s.h5"
+    with StoreWriter(path, header=header(4), ids=ids, kinds=KINDS) as writer:
+        for number in range(3):
+            writer.add(ids[number], **maps(number))
+    segments = sorted(partial_path(path).glob("*.h5"))
+    assert len(segments) == 3
+    changed = bytearray(segments[0].read_bytes())
+    changed[-1] ^= 1
+    segments[0].write_bytes(changed)
+    (partial_path(path) / ".left.h5.99.tmp").write_text("half")
+    with StoreWriter(path, header=header(4), ids=ids, kinds=KINDS, resume=True) as writer:
+        assert len(writer.done) == 2
+        assert f"{segments[0]} is damaged" in capfd.readouterr().err
+        for number, name in enumerate(ids):
+            if name not in writer.done:
+                writer.add(name, **maps(number))
+    assert writer.finalize().read_bytes() == write(tmp_path / "whole.h5", ids).read_bytes()
 
-    def hand_over() -> None:
-        with StoreWriter(path, header=header(8), ids=[str(n) for n in range(8)]) as writer:
-            for number in range(8):
-                writer.add(str(number), mask=maps(number)["mask"])
 
-    with pytest.raises(OSError, match="No space left"):
-        hand_over()
-    monkeypatch.setattr(writer_module, "atomic_write", original)
-    resumed = StoreWriter(path, header=header(8), ids=[str(n) for n in range(8)], resume=True)
-    assert resumed.done == {"0", "1"}
-    resumed.close()
+def test_more_segments_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "SEGMENT_IMAGES", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    try:
+        path = write(tmp_path / "s.h5", [str(n) for n in range(150)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert verify_store(path)["ids"] == 150
+
+
+def test_a_second_process_of_one_rank_is_held_off(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    first = StoreWriter(path, header=header(1), ids=["a"])
+    with pytest.raises(UserError, match="another process is writing"):
+        StoreWriter(path, header=header(1), ids=["a"], resume=True)
+    first.close()
+    StoreWriter(path, header=header(1), ids=["a"], resume=True).close()
+
+
+def test_maps_that_do_not_belong_are_refused(tmp_path: Path) -> None:
+    mask = np.zeros((3, 4), np.int64)
+    with StoreWriter(tmp_path / "s.h5", header=header(1), ids=["a"], kinds=("masks", "entropy")) as writer:
+        for name, maps_, message in (
+            ("b", dict(mask=mask, entropy=mask * 0.5), "none of the ids"),
+            ("a", dict(mask=mask), "takes"),
+            ("a", dict(mask=mask, entropy=mask[:2] * 0.5), "takes"),
+            ("a", dict(mask=mask - 1, entropy=mask * 0.5), "from -1 to -1"),
+            ("a", dict(mask=mask + 256, entropy=mask * 0.5), "from 256"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                writer.add(name, **maps_)
+        # What was added may be changed afterwards.
+        writer.add("a", mask=mask, entropy=mask * 0.5)
+        mask += 1
+    assert StoreReader(writer.finalize()).mask("a").max() == 0
+
+
+@pytest.mark.parametrize("ids", [[], ["a", "a"], [""], ["a\0b"], ["\udcff.png"]])
+def test_ids_that_a_store_cannot_hold_are_told(tmp_path: Path, ids: list[str]) -> None:
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "s.h5"))):
+        StoreWriter(tmp_path / "s.h5", header=header(1), ids=ids)
 
 
 def test_two_ranks_write_one_store(tmp_path: Path) -> None:
     ids = [str(n) for n in range(10)]
     path = tmp_path / "s.h5"
-    writers = [
-        StoreWriter(path, header=header(10), ids=ids, kinds=("masks", "confidence", "entropy"), rank=r) for r in (0, 1)
-    ]
+    writers = [StoreWriter(path, header=header(10), ids=ids, kinds=KINDS, rank=r) for r in (0, 1)]
     for number, name in enumerate(ids):
         writers[number % 2].add(name, **maps(number))
     for writer in writers:
@@ -216,7 +316,18 @@ def test_merged_shards_equal_a_single_store(tmp_path: Path) -> None:
     assert merged.read_bytes() == write(tmp_path / "one.h5", ids).read_bytes()
     with pytest.raises(UserError, match="add the shards 1/3"):
         merge_stores([shards[0], shards[2]], tmp_path / "x.h5")
-    with pytest.raises(UserError, match="merge each shard once"):
+    twice = merge_stores([*shards, shards[0]], tmp_path / "twice.h5")
+    assert twice.read_bytes() == merged.read_bytes()
+    changed = write(
+        tmp_path / "c.h5",
+        [ids[p] for p in (0, 3, 6)],
+        numbers=[0, 3, 7],
+        positions=[0, 3, 6],
+        header=header(9, shard="0/3"),
+    )
+    with pytest.raises(UserError, match="differ in id 'city/6'"):
+        merge_stores([*shards, changed], tmp_path / "x.h5")
+    with pytest.raises(UserError, match="add the shards 1/3, 2/3"):
         merge_stores([shards[0], shards[0]], tmp_path / "x.h5")
     other = write(tmp_path / "o.h5", ["z"], positions=[1], header=header(9, shard="1/3", checkpoint_sha256="22"))
     with pytest.raises(IncompatibleError, match="differ in checkpoint_sha256"):
@@ -229,6 +340,43 @@ def test_verify_sees_one_changed_value(tmp_path: Path, kind: str) -> None:
     with h5py.File(path, "r+") as file:
         file[f"{kind}/b"][3, 4] = (file[f"{kind}/b"][3, 4] + 1) % 3
     with pytest.raises(UserError, match="content_sha256"):
+        verify_store(path)
+
+
+@pytest.mark.parametrize("kind", ["masks", "confidence"])
+def test_every_flipped_byte_of_a_map_is_a_user_error(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "s.h5", ["a", "b"])
+    whole = path.read_bytes()
+    with h5py.File(path) as file:
+        chunk = file[f"{kind}/b"].id.get_chunk_info(0)
+    for offset in range(0, chunk.size, 7):
+        damaged = bytearray(whole)
+        damaged[chunk.byte_offset + offset] ^= 0x55
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"s\.h5"):
+            verify_store(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="no readable HDF5"):
+        verify_store(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.attrs.pop("total"), "damaged"),
+        (lambda file: file.attrs.pop("complete"), "mark of being complete"),
+        (lambda file: file.pop("positions"), "damaged"),
+        (lambda file: file["masks"].attrs.pop("encoding_version"), "/masks says"),
+        (lambda file: file.pop("masks/a"), "'a' is only in one of"),
+        (lambda file: file.move("entropy/a", "entropy/z"), "is only in one of /ids and /entropy"),
+        (lambda file: file.create_dataset("masks/z", data=[1]), "'z' is only in one of"),
+    ],
+)
+def test_verify_sees_a_changed_structure(tmp_path: Path, change: Callable[[h5py.File], object], message: str) -> None:
+    path = write(tmp_path / "s.h5", ["a", "b"])
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(UserError, match=message):
         verify_store(path)
 
 
@@ -282,7 +430,10 @@ class Masks(Dataset):
         return len(self.store)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.store.mask(self.store.ids[index])
+        mask = self.store.mask(self.store.ids[index])
+        assert self.store._opened is not None
+        assert self.store._opened[0] == os.getpid(), "the parent's handle is in use"
+        return mask
 
 
 def test_loader_workers_read_a_store_that_their_parent_has_open(tmp_path: Path) -> None:
@@ -292,14 +443,48 @@ def test_loader_workers_read_a_store_that_their_parent_has_open(tmp_path: Path) 
         np.testing.assert_array_equal(mask, maps(number)["mask"])
 
 
-def test_another_programs_files_read_too(tmp_path: Path) -> None:
-    """A store whose maps have other filters and chunks than our writer's."""
+def test_masks_may_be_changed_by_who_reads_them(tmp_path: Path) -> None:
+    store = StoreReader(write(tmp_path / "s.h5", ["a"]))
+    store.mask("a")[:] = 9
+    np.testing.assert_array_equal(store.mask("a"), maps(0)["mask"])
+
+
+def test_files_are_of_a_format_that_old_libraries_read(tmp_path: Path) -> None:
+    with create_file(tmp_path / "s.h5") as file:
+        assert file.libver == ("v110", "v110")
+
+
+@pytest.mark.parametrize("userblock", [0, 512])
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(compression="lzf", chunks=(5, 5)),
+        dict(compression="gzip", shuffle=True, chunks=(16, 32), maxshape=(None, None)),
+        dict(compression="gzip", shuffle=True, chunks=(6, 17)),
+        dict(),
+        dict(compression="gzip", shuffle=True, fletcher32=True),
+        dict(dtype=">u2", compression="gzip", chunks=(12, 17)),
+    ],
+)
+def test_another_programs_files_read_and_merge(tmp_path: Path, how: dict, userblock: int) -> None:
+    """A store whose maps have other filters, chunks and byte orders than our writer's, or a user block before it."""
     path = write(tmp_path / "s.h5", ["a"])
-    with h5py.File(path, "r+") as file:
-        del file["masks/a"]
-        file["masks"].create_dataset("a", data=maps(0)["mask"], compression="lzf", chunks=(5, 5))
-    np.testing.assert_array_equal(StoreReader(path).mask("a"), maps(0)["mask"])
-    verify_store(path)
+    foreign = tmp_path / "foreign.h5"
+    with h5py.File(path) as source, h5py.File(foreign, "w", userblock_size=userblock) as file:
+        for kind in KINDS:
+            source.copy(kind, file)
+        for name in ("ids", "positions"):
+            source.copy(name, file)
+        file.attrs.update(source.attrs)
+        stored = file["confidence/a"][()]
+        del file["confidence/a"]
+        file["confidence"].create_dataset("a", data=stored, **how)
+    store = StoreReader(foreign)
+    for kind in KINDS:
+        np.testing.assert_array_equal(store.stored(kind, "a"), StoreReader(path).stored(kind, "a"))
+    np.testing.assert_allclose(store.confidence("a"), maps(0)["confidence"], atol=1 / 65535)
+    assert merge_stores([foreign], tmp_path / "m.h5").read_bytes() == path.read_bytes()
+    verify_store(foreign)
 
 
 def test_the_documented_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,22 +501,57 @@ def test_the_documented_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert verify_store(tmp_path / "foreign.h5")["ids"] == 1
 
 
-def test_masks_are_no_larger_than_png_and_read_faster(tmp_path: Path) -> None:
+def bench():  # type: ignore[no-untyped-def]
     sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
     import bench_store
 
-    masks = bench_store.drawn_masks(60, size=240)
-    report = bench_store.measure(masks, tmp_path, rounds=5)
+    return bench_store
+
+
+@pytest.mark.parametrize(("count", "size"), [(200, 96), (60, 240)])
+def test_masks_are_no_larger_than_png_and_read_faster(tmp_path: Path, count: int, size: int) -> None:
+    report = bench().measure(bench().drawn_masks(count, size=size), tmp_path, rounds=5)
     assert report["size_ratio"] <= 1.0
     assert report["read_ratio"] < 1.0
 
 
-def test_png_ratio_counts_real_files(tmp_path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
-    import bench_store
+def test_camvid_masks_are_no_larger_than_their_own_png_and_read_faster(tmp_path: Path, camvid: Path) -> None:
+    folder = camvid / "masks" / "val"
+    own = sum(path.stat().st_size for path in folder.rglob("*.png"))
+    report = bench().measure(bench().folder_masks(folder), tmp_path, rounds=3, own_bytes=own)
+    assert report["size_ratio"] <= 1.0
+    assert report["own_size_ratio"] <= 1.0
+    assert report["read_ratio"] < 1.0
 
-    masks = bench_store.drawn_masks(3, size=64)
-    report = bench_store.measure(masks, tmp_path, rounds=1)
+
+def test_png_ratio_counts_real_files(tmp_path: Path) -> None:
+    masks = bench().drawn_masks(3, size=64)
+    report = bench().measure(masks, tmp_path, rounds=1)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.png"))
     assert report["png_bytes"] == written == sum(len(cv2.imencode(".png", mask)[1]) for mask in masks.values())
     assert json.dumps(report)
+
+
+def test_commands_merge_and_verify(tmp_path: Path, sslseg, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    shards = [
+        write(tmp_path / f"{n}.h5", [f"x/{n}"], numbers=[n], positions=[n], header=header(2, shard=f"{n}/2"))
+        for n in (0, 1)
+    ]
+    merged = tmp_path / "merged.h5"
+    assert sslseg("merge", *shards, "--out", merged).path == merged
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{merged}\n"))
+    assert sslseg("verify", "-").path == merged
+    report = json.loads(sslseg("verify", merged, "--json").out)
+    assert report["path"] == str(merged)
+    assert (report["ids"], report["shard"]) == (2, "0/1")
+    again = sslseg("merge", *shards, "--out", merged)
+    assert (again.code, again.out) == (2, "")
+    assert "exists" in again.err
+
+
+def test_a_map_that_another_program_left_to_its_fill_value_reads(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.h5", ["a"])
+    with h5py.File(path, "r+") as file:
+        del file["masks/a"]
+        file["masks"].create_dataset("a", shape=(12, 17), dtype="u1", chunks=(12, 17), compression="gzip", fillvalue=2)
+    assert (StoreReader(path).mask("a") == 2).all()
