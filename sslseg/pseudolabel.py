@@ -89,6 +89,8 @@ def pseudolabel(
     )
     # Rank 0 makes the folder of segments, the others join.
     writer = on_main(open_writer) or open_writer(rank=get_rank())
+    # Nobody writes before every rank has read which ids are done, or they would share out different lists.
+    barrier()
     with writer:
         left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
         mine = left[get_rank() :: get_world_size()]
