@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ from sslseg.data.files import read_image
 from sslseg.data.labels import ignore_value
 from sslseg.data.layouts.base import image_files
 from sslseg.distributed import on_main
-from sslseg.errors import UserError
+from sslseg.errors import Interrupted, UserError
 from sslseg.figures import overlay, save_image, save_palette_png
 from sslseg.files import sha256_file
 from sslseg.functional.confidence import confidence, normalized_entropy
@@ -91,7 +92,7 @@ def pseudolabel(
     writer = on_main(open_writer) or open_writer(rank=get_rank())
     # Nobody writes before every rank has read which ids are done, or they would share out different lists.
     barrier()
-    with writer:
+    with _told_how_to_resume(path), writer:
         left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
         mine = left[get_rank() :: get_world_size()]
         for sample, prediction in _predict(model, samples, mine, options, description):
@@ -99,6 +100,16 @@ def pseudolabel(
     barrier()
     on_main(writer.finalize)
     return path
+
+
+@contextlib.contextmanager
+def _told_how_to_resume(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"{path} is unfinished, what was predicted is kept; the same command with --resume goes on"
+        ) from error
 
 
 def _predict(

@@ -117,6 +117,27 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
     assert checkpoint.read_bytes() == (workspace / "straight" / "checkpoints" / "last.pth").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves_and_stops(workspace: Path, number: int) -> None:
+    """As a terminal's Ctrl-C or a scheduler sends it: to the loader's workers, too."""
+    arguments = ("--iters", "5000", "--batch-size", "2", "--crop", "48", "--workers", "2", "--run-dir", "group")
+    command = [sys.executable, "-m", "sslseg", "train", *arguments]
+    process = subprocess.Popen(
+        command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = workspace / "group" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    assert "of 5000; the same command with --resume goes on" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert torch.load(workspace / "group" / "checkpoints" / "last.pth", weights_only=True)["meta"]["iter"] >= 50
+
+
 def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
     run = sslseg("train", *SHORT).path
     before = (run / "checkpoints" / "last.pth").read_bytes()

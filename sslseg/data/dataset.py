@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ def train_loader(
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate_branches,
-        worker_init_fn=single_thread_worker,
+        worker_init_fn=prepare_train_worker,
         persistent_workers=workers > 0,
         pin_memory=get_device() == "cuda",
     )
@@ -166,10 +167,24 @@ def image_loader(dataset: Dataset, batches: Sampler[list[int]] | Sequence[list[i
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate_list,
-        worker_init_fn=single_thread_worker,
+        worker_init_fn=prepare_worker,
     )
 
 
-def single_thread_worker(worker_id: int) -> None:
-    """Keep OpenCV in a loader's worker to one thread: the workers are the parallelism."""
+def prepare_worker(worker_id: int) -> None:
+    """Keep OpenCV in a loader's worker to one thread, and leave Ctrl-C, which reaches it too, to the main process."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def prepare_train_worker(worker_id: int) -> None:
+    """Leave SIGTERM to the main process as well: with the workers gone, it could not finish the step that it saves."""
+    prepare_worker(worker_id)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End a training loader's workers; torch would leave them to a SIGTERM at exit, which they ignore."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()

@@ -19,6 +19,7 @@ from sslseg import __version__
 from sslseg.data.dataset import (
     ImageDataset,
     StreamDataset,
+    end_workers,
     image_loader,
     seed_everything,
     train_loader,
@@ -49,6 +50,7 @@ class Training:
     checkpoints: Checkpoints
     monitor: Monitor
     stop: StopOnSignal
+    loader: DataLoader
     scratch: Path
 
     def result(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class Training:
     def close(self) -> None:
         """Release the terminal, the signals and mmengine's scratch folder."""
         self.monitor.close()
+        end_workers(self.loader)
         self.stop.restore()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -86,11 +89,12 @@ def build_training(run: Run, split: Split, config: Any, options: TrainOptions) -
     logger = quiet_logger(scratch.name, None if options.dry_run else run.folder / LOG)
     model = METHODS.build(dict(config.method, segmentor=config.model))
     initialize(model, options.pretrained)
+    loader = stream_loader(split, config, model)
     runner = QuietRunner(
         logger,
         model=model,
         work_dir=str(scratch),
-        train_dataloader=stream_loader(split, config, model),
+        train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=iters, val_interval=interval, val_begin=0),
         optim_wrapper=optim_wrapper(config),
         param_scheduler=param_schedulers(config, iters),
@@ -104,7 +108,7 @@ def build_training(run: Run, split: Split, config: Any, options: TrainOptions) -
         experiment_name=scratch.name,
         cfg=dict(model_wrapper_cfg=wrapper(config)) if is_distributed() else None,
     )
-    return Training(runner, checkpoints, monitor, stop, scratch)
+    return Training(runner, checkpoints, monitor, stop, loader, scratch)
 
 
 def identity(split: Split, config: Any) -> dict[str, Any]:
