@@ -167,6 +167,15 @@ def test_resuming_with_other_settings_is_refused(
     assert sslseg("train", *SHORT, "--workers", "1", "--resume").path == run
 
 
+def test_killed_before_the_record_was_closed(workspace: Path, sslseg: Sslseg) -> None:
+    run = sslseg("train", *SHORT).path
+    record = json.loads((run / "run.json").read_text())
+    unfinished = {key: value for key, value in record.items() if key not in ("last", "best", "protocol")}
+    (run / "run.json").write_text(json.dumps(unfinished | dict(status="running")))
+    sslseg("train", *SHORT, "--resume")
+    assert json.loads((run / "run.json").read_text()) == record
+
+
 def test_a_folder_of_other_files_is_left_alone(workspace: Path, sslseg: Sslseg) -> None:
     done = sslseg("train", *SHORT, "--run-dir", ".")
     assert done.code == 2

@@ -56,11 +56,10 @@ class Training:
     def result(self) -> dict[str, Any]:
         """Return what the run's record says of a finished training: last and best checkpoint with their scores."""
         loop = self.runner.val_loop
-        score = None if loop is None else loop.last_score
-        last = dict(iter=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=score)
+        kept = self.checkpoints
+        last = dict(iter=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=kept.last_score)
         if loop is None:
             return dict(last=last, best=last, protocol=None)
-        kept = self.checkpoints
         best = dict(iter=kept.best_iter, checkpoint=f"checkpoints/{BEST}", mIoU=kept.best_score)
         return dict(last=last, best=best, protocol=str(loop.protocol))
 

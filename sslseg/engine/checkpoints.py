@@ -19,6 +19,7 @@ from sslseg.files import atomic_write
 
 FORMAT, VERSION = "sslseg-checkpoint", 1
 LAST, BEST = "last.pth", "best.pth"
+SCORES = ("best_score", "best_iter", "last_score")
 
 
 class Checkpoints(Hook):
@@ -39,6 +40,7 @@ class Checkpoints(Hook):
     def __init__(self, folder: Path, *, interval: int, identity: dict[str, Any], resume: bool) -> None:
         self.folder, self.interval, self.identity, self.resume = folder, interval, identity, resume
         self.best_score, self.best_iter = -math.inf, 0
+        self.last_score: float | None = None
         self.saved_iter = -1
 
     def before_train(self, runner: Runner) -> None:
@@ -53,7 +55,8 @@ class Checkpoints(Hook):
             scheduler.load_state_dict(saved)
         loop = runner.train_loop
         loop._iter = self.saved_iter = state["meta"]["iter"]
-        self.best_score, self.best_iter = state["meta"]["best_score"], state["meta"]["best_iter"]
+        for name in SCORES:
+            setattr(self, name, state["meta"][name])
         runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -63,6 +66,7 @@ class Checkpoints(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         score = (metrics or {}).get("mIoU", -math.inf)
+        self.last_score = score
         if score > self.best_score:
             self.best_score, self.best_iter = score, runner.iter
             self.save(runner, BEST, runner.iter)
@@ -79,7 +83,7 @@ class Checkpoints(Hook):
         if not is_main_process():
             return
         meta = dict(format=FORMAT, version=VERSION, iter=step, epoch=0, **self.identity)
-        meta.update(best_score=self.best_score, best_iter=self.best_iter)
+        meta.update({name: getattr(self, name) for name in SCORES})
         state: dict[str, Any] = dict(meta=meta, state_dict=dict(weights_to_cpu(unwrap(runner).state_dict())))
         if name == LAST:
             state["optimizer"] = apply_to(runner.optim_wrapper.state_dict(), torch.is_tensor, torch.Tensor.cpu)

@@ -32,7 +32,6 @@ class ScoreLoop(BaseLoop):
     ) -> None:
         super().__init__(runner, dataloader)
         self.protocol, self.classes, self.ignore_index = protocol, classes, ignore_index
-        self.last_score: float | None = None
 
     def run(self) -> dict[str, Any]:
         self.runner.call_hook("before_val_epoch")
@@ -41,6 +40,5 @@ class ScoreLoop(BaseLoop):
         for sample, prediction in predict_all(predictor, self.dataloader):
             metric.add(prediction.mask, sample["data_samples"].gt_sem_seg.data[0])
         scores = metric.finish(len(self.dataloader.dataset))
-        self.last_score = scores["mIoU"]
         self.runner.call_hook("after_val_epoch", metrics=scores)
         return scores
