@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -216,7 +217,14 @@ def _fit(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
     from sslseg.engine.build import build_training
 
     with quiet_mmengine():
-        training = build_training(run, split, config, options)
+        try:
+            training = build_training(run, split, config, options)
+        except UserError:
+            if is_main_process() and not (run.checkpoints / "last.pth").exists():
+                # Nothing was trained: the same directory may be used again, with mended input.
+                run.record_path.unlink(missing_ok=True)
+                shutil.rmtree(run.split_folder, ignore_errors=True)
+            raise
         try:
             training.runner.train()
         finally:

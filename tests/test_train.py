@@ -176,6 +176,12 @@ def test_killed_before_the_record_was_closed(workspace: Path, sslseg: Sslseg) ->
     assert json.loads((run / "run.json").read_text()) == record
 
 
+def test_wrong_input_does_not_claim_the_directory(workspace: Path, sslseg: Sslseg) -> None:
+    wrong = ("--set", "model.backbone.init_cfg={'type': 'Pretrained', 'checkpoint': 'nowhere.pth'}")
+    assert sslseg("train", *SHORT, *wrong).code == 2
+    assert sslseg("train", *SHORT).code == 0
+
+
 def test_a_folder_of_other_files_is_left_alone(workspace: Path, sslseg: Sslseg) -> None:
     done = sslseg("train", *SHORT, "--run-dir", ".")
     assert done.code == 2
