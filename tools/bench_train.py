@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
+from pages import rewritten
 from rich.console import Console
 
 from sslseg.data.layouts.shapes import describe
@@ -67,13 +68,15 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
                 total = sum(value for name, value in losses.items() if "loss" in name)
                 runner.optim_wrapper.update_params(total)
 
-            for _step in range(steps):
+            for number in range(steps):
                 model.train()
                 times["load"].append(timed(load))
                 with torch.no_grad():
                     state["inputs"] = model.data_preprocessor(state["batch"], True)["batch"]["labeled_weak"]
-                times["bare"].append(timed(bare))
-                times["step"].append(timed(lambda: loop.run_iter(state["batch"])))
+                # In turns: whichever comes second finds warmer caches.
+                works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
+                for name in sorted(works, reverse=bool(number % 2)):
+                    times[name].append(timed(works[name]))
             loop.stop_training = True
 
         hook = training.monitor
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--page", type=Path, help="documentation page to write the figures into")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
     asked = parser.parse_args()
     options = TrainOptions(
@@ -119,10 +123,28 @@ def main() -> None:
     if asked.json:
         print(json.dumps(report))
         return
-    Console(highlight=False).print(
-        f"{report['method']}, {report['model']}, {report['device']}: a step costs {report['step_ratio']:.2f} times its bare passes;"
-        f" waiting for the loader {report['load_ratio']:.2f} times"
+    headings = (
+        "method",
+        "model",
+        "device",
+        "batch",
+        "crop",
+        "step / bare passes",
+        "waiting for the loader / bare passes",
     )
+    row = (
+        report["method"],
+        report["model"],
+        report["device"],
+        str(asked.batch_size),
+        str(asked.crop),
+        f"{report['step_ratio']:.2f}",
+        f"{report['load_ratio']:.2f}",
+    )
+    if asked.page is not None:
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings), row))
+        asked.page.write_text(rewritten(asked.page.read_text(), text, tool="tools/bench_train.py"))
+    Console(highlight=False).print(", ".join(f"{name}: {value}" for name, value in zip(headings, row, strict=True)))
 
 
 if __name__ == "__main__":
