@@ -339,17 +339,36 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, toy_split: Split, options: 
 def test_a_full_disk_keeps_the_last_checkpoint(
     tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train(toy_split, tmp_path / "run", replace(OPTIONS, iters=5))
-    before = (run.checkpoints / "last.pth").read_bytes()
+    from sslseg.engine import checkpoints
 
-    def full(*arguments: object, **keywords: object) -> None:
-        raise OSError(28, "No space left on device", "last.pth")
+    original, saved = checkpoints.save_atomically, []
 
-    monkeypatch.setattr(torch, "save", full)
+    def full(path: Path, state: dict) -> None:
+        saved.append(path.name)
+        if len(saved) > 3:
+            raise OSError(28, "No space left on device", str(path))
+        original(path, state)
+
+    monkeypatch.setattr(checkpoints, "save_atomically", full)
     with pytest.raises(OSError, match="No space left"):
-        train(toy_split, tmp_path / "run", replace(OPTIONS, resume=True))
-    assert (run.checkpoints / "last.pth").read_bytes() == before
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.pth", "last.pth"]
+        train(toy_split, tmp_path / "run", OPTIONS)
+    kept = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["best.pth", "last.pth"]
+    assert torch.load(kept / "last.pth", weights_only=True)["meta"]["iter"] in (5, 10)
+    monkeypatch.setattr(checkpoints, "save_atomically", original)
+    train(toy_split, tmp_path / "run", replace(OPTIONS, resume=True))
+    assert torch.load(kept / "last.pth", weights_only=True)["meta"]["iter"] == 20
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_checkpoint(workspace: Path) -> None:
+    """A real limit of the system: no file may grow beyond 200 kB."""
+    command = f"ulimit -f 200; exec {sys.executable} -m sslseg train {' '.join(SHORT)}"
+    done = subprocess.run(["bash", "-c", command], cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write runs/supervised-toy-4/checkpoints/best.pth: the file would be larger" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((workspace / "runs" / "supervised-toy-4" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5"])
