@@ -73,6 +73,9 @@ class Monitor(Hook):
         step = batch_idx + 1
         if step % self.interval == 0 or step == runner.max_iters:
             self._record(runner, step)
+        self._refresh(step)
+
+    def _refresh(self, step: int) -> None:
         if self.show and stderr.is_terminal:
             self.bar.update(self.task, completed=step, description=f"{self.losses}{self.scores}")
 
@@ -102,6 +105,7 @@ class Monitor(Hook):
             self.best = (score, runner.iter)
         self.scores = f"mIoU {score:.2f} (best {self.best[0]:.2f} at {self.best[1]})"
         self._line(f"step {runner.iter}/{runner.max_iters} {self.scores}", always=True)
+        self._refresh(runner.iter)
         self.since = time.monotonic()
 
     def after_train(self, runner: Runner) -> None:
