@@ -11,8 +11,6 @@ from typing import Any
 from sslseg.errors import UserError
 from sslseg.registry import import_mmseg
 
-DEFAULT_MODEL = "deeplabv3plus_r18s"
-
 
 def config_root() -> Path:
     """Return the folder of the shipped configs: inside an installed wheel, else beside the package in a checkout."""

@@ -19,30 +19,30 @@ def note(message: str) -> None:
     stderr.print(message, markup=False, soft_wrap=True)
 
 
-def track(items: Iterable[T], description: str, *, total: int, done: int = 0, enabled: bool = True) -> Iterator[T]:
-    """Yield ``items``, showing how many of ``total`` are done (``done`` of them before this call)."""
+def track(items: Iterable[T], description: str, *, total: int, enabled: bool = True) -> Iterator[T]:
+    """Yield ``items``, showing how many of ``total`` are done."""
     if not enabled:
         yield from items
     elif stderr.is_terminal:
-        yield from _track_bar(items, description, total, done)
+        yield from _track_bar(items, description, total)
     else:
-        yield from _track_lines(items, description, total, done)
+        yield from _track_lines(items, description, total)
 
 
-def _track_bar(items: Iterable[T], description: str, total: int, done: int) -> Iterator[T]:
+def _track_bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task(description, total=total, completed=done)
+        task = progress.add_task(description, total=total)
         for item in items:
             yield item
             progress.advance(task)
 
 
-def _track_lines(items: Iterable[T], description: str, total: int, done: int) -> Iterator[T]:
+def _track_lines(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     last = time.monotonic()
-    for index, item in enumerate(items, start=done + 1):
+    for index, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
         if index == total or now - last >= PLAIN_INTERVAL_SECONDS:

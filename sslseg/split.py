@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sslseg import __version__
-from sslseg.data.description import DatasetDescription, Listing, Sample
+from sslseg.data.description import DatasetDescription, Listing, Sample, canonical_sha256
 from sslseg.data.layouts import list_samples, voc
 from sslseg.data.lists import read_list
 from sslseg.errors import UserError
@@ -57,7 +56,7 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+        return canonical_sha256(self.content())
 
     def save(self, folder: Path) -> Path:
         """Write ``split.json`` and plain lists into ``folder``; the same split again changes nothing.
@@ -71,7 +70,12 @@ class Split:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("labeled", "unlabeled", "val"):
             write_text(folder / f"{name}.txt", "".join(f"{entry}\n" for entry in getattr(self, name)))
-        record = self.content() | dict(dataset=self.dataset.to_dict(), program_version=__version__, sha256=self.sha256)
+        record = self.content() | dict(
+            dataset=self.dataset.to_dict(),
+            dataset_sha256=self.dataset.fingerprint(),
+            program_version=__version__,
+            sha256=self.sha256,
+        )
         write_json(path, record)
         return path
 
