@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -119,6 +120,20 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, co
     assert ("Traceback" in captured.err) == (code == 1)
     if code == 2:
         assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_image_met_in_training_is_one_line(
+    toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg: Sslseg, workers: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy_folder, tmp_path / "toy")
+    sslseg("split", "--data", "toy", "--count", "16")
+    (tmp_path / "toy" / "images" / "train" / "003.png").write_bytes(b"junk")
+    done = sslseg("train", "--iters", "8", "--batch-size", "4", "--crop", "48", "--workers", workers)
+    assert (done.code, done.out) == (2, "")
+    assert "003.png cannot be decoded" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
 
 
 def test_wrong_usage_is_one_line(sslseg: Sslseg) -> None:

@@ -45,7 +45,8 @@ def exit_code(error: BaseException) -> int:
         stderr.print(f"interrupted: {error}" if str(error) else "interrupted", markup=False, soft_wrap=True)
         return INTERRUPTED
     if isinstance(error, UserError):
-        fail(str(error))
+        # What a loader's worker raised comes with that worker's traceback before its own words.
+        fail(str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2])
         return INPUT
     if isinstance(error, CommandLineError):
         if not error.format_message():
