@@ -393,3 +393,17 @@ def test_every_head_gets_classes_and_ignore_index() -> None:
     model.decode_head.loss_decode.class_weight = [1.0, 2.0]
     with pytest.raises(UserError, match="class_weight has 2 weights, the dataset 7 classes"):
         fit_model(model, num_classes=7, ignore_index=255)
+
+
+def test_every_step_draws_its_own_numbers() -> None:
+    from sslseg.engine.steps import StepSeed
+
+    def drawn(seed: int) -> list[float]:
+        hook, numbers = StepSeed(seed), []
+        for step in range(4):
+            hook.before_train_iter(None, step)
+            numbers.append(torch.rand(()).item())
+        return numbers
+
+    assert len(set(drawn(0))) == 4
+    assert drawn(0) == drawn(0) != drawn(1)
