@@ -53,17 +53,24 @@ def evaluate_model(
     return dict(scores, protocol=str(protocol), subset=subset, checkpoint=str(model.checkpoint))
 
 
-def evaluate_store(store: StoreReader, split: Split, *, figures: Path | None = None) -> dict[str, Any]:
-    """Score the masks of ``store`` against the labels of its ids, where there are any, and return the scores."""
+def evaluate_store(
+    store: StoreReader, split: Split, *, subset: str | None = None, figures: Path | None = None
+) -> dict[str, Any]:
+    """Score the masks of ``store`` against the labels of its ids, where there are any, and return the scores.
+
+    Args:
+        subset: score only those of this subset of the split.
+    """
     if store.classes != tuple(split.dataset.classes):
         raise UserError(
             f"store {store.path} has other classes than dataset {split.dataset.name!r}; give the split it belongs to"
         )
-    by_id = {sample.id: sample for sample in split.samples("all")}
+    by_id = {sample.id: sample for sample in split.samples(subset or "all")}
     samples = [by_id[name] for name in store.ids if name in by_id and by_id[name].mask is not None]
     if not samples:
         raise UserError(
-            f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r} to compare with"
+            f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r}"
+            f"{f', subset {subset},' if subset else ''} to compare with"
         )
     table = label_table(split.dataset)
 
@@ -82,7 +89,7 @@ def evaluate_store(store: StoreReader, split: Split, *, figures: Path | None = N
     return dict(
         scores,
         protocol=f"store, {provenance.get('protocol')}",
-        subset=provenance.get("subset"),
+        subset=subset or provenance.get("subset"),
         store=str(store.path),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 from sslseg.errors import UserError
 
 MODES = ("whole", "slide", "center-crop")
+WRITTEN = re.compile(r"([\w-]+)(?: (\d+)x(\d+))?(?: stride (\d+)x(\d+))?(?:, tta scales ([\d.,]+)( flip)?)?")
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
@@ -60,6 +62,16 @@ class Protocol:
         if self.augmented:
             text += f", tta scales {','.join(f'{scale:g}' for scale in self.scales)}{' flip' if self.flip else ''}"
         return text
+
+    @classmethod
+    def parse(cls, text: str) -> Protocol:
+        """Return the protocol whose ``str`` is ``text``; raise ValueError if there is none."""
+        match = WRITTEN.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no evaluation protocol")
+        sizes = [(int(match[key]), int(match[key + 1])) if match[key] else None for key in (2, 4)]
+        scales = tuple(map(float, match[6].split(","))) if match[6] else (1.0,)
+        return cls(match[1], sizes[0], sizes[1], scales, bool(match[7]))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,7 +123,7 @@ class Predictor:
         try:
             if not self.protocol.augmented:
                 logits = self._logits(images)
-                return logits.argmax(dim=1), logits.softmax(dim=1)
+                return logits.max(dim=1).indices, logits.softmax(dim=1)  # many times as fast as argmax on a CPU
             total = torch.zeros(())
             for scale in self.protocol.scales:
                 scaled = _resize(images, scale)
@@ -122,7 +134,7 @@ class Predictor:
                     logits = F.interpolate(logits, images[0].shape[-2:], mode="bilinear", align_corners=False)
                     total = total.to(logits.device) + logits.softmax(dim=1)
             passes = len(self.protocol.scales) * (2 if self.protocol.flip else 1)
-            return total.argmax(dim=1), total / passes
+            return total.max(dim=1).indices, total / passes
         finally:
             self.model.test_cfg = previous
 

@@ -40,6 +40,7 @@ def import_mmseg() -> None:
         register_all_modules(init_default_scope=False)
         # `_base_ = 'mmseg::...'` looks for the distribution that upstream published under another name.
         mmengine_config_utils.MODULE2PACKAGE["mmseg"] = MMSEG_DISTRIBUTION
+        import sslseg.data.strong
         import sslseg.data.transforms
         import sslseg.methods
         import sslseg.networks  # noqa: F401

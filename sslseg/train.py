@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import shutil
 import sys
@@ -10,16 +11,20 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslseg import __version__
 from sslseg.errors import Interrupted, UserError
 from sslseg.run import Run, environment
 from sslseg.split import Split
 
+if TYPE_CHECKING:
+    from sslseg.data.pseudo import PseudoMasks
+
 CROP_STEP, CROP_RANGE = 32, (96, 512)
 RUNNING, FINISHED = "running", "finished"
 FREE_TO_CHANGE = ("data.workers",)  # of a run's config when it is resumed
+TAKEN_OVER = ("model", "schedule", "optimizer", "paramwise", "data", "evaluation")  # from one stage by the next
 
 
 @dataclass(frozen=True)
@@ -47,28 +52,50 @@ class TrainOptions:
     assignments: dict[str, Any] = field(default_factory=dict)
 
 
-def train(split: Split, folder: Path, options: TrainOptions) -> Run:
+def train(
+    split: Split,
+    folder: Path,
+    options: TrainOptions,
+    *,
+    base: Any = None,
+    pseudo_masks: PseudoMasks | None = None,
+    notes: dict[str, Any] | None = None,
+) -> Run:
     """Train a method on ``split`` into ``folder`` and return the run.
+
+    Args:
+        base: config of an earlier run, whose model, batches and schedule are taken over (``build_config``).
+        pseudo_masks: stored masks of the images, for the methods that learn from them.
+        notes: what the run's record shall tell beside the rest.
 
     Raises:
         UserError: the folder holds a run and ``resume`` is off, or any input does not fit.
         Interrupted: stopped by a signal after saving; the same call with ``resume`` goes on.
     """
     from sslseg.distributed import launch, on_main
+    from sslseg.registry import METHODS
 
     launch(options.launcher, options.device)
     run = Run(folder)
-    config = build_config(split, options)
+    config = build_config(split, options, base=base)
+    if METHODS.get(config.method.type).needs_pseudo_masks:
+        if pseudo_masks is None:
+            raise UserError(f"method {options.method!r} learns from stored pseudo-masks; use `sslseg refine STORE`")
+        config.pseudo_masks = pseudo_masks.to_dict()
+    record = _record(split, config, **(notes or {}))
     if not options.dry_run:
-        on_main(lambda: _claim(run, split, config, options))
+        on_main(lambda: _claim(run, split, config, record, options))
         if run.read()["status"] == FINISHED:
             return run
-    _fit(run, split, config, options)
+    _fit(run, split, config, record, options, pseudo_masks)
     return run
 
 
-def build_config(split: Split, options: TrainOptions) -> Any:
-    """Return the whole config: shipped or own file, then the flags, then ``--set``; fitted to the split's dataset."""
+def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> Any:
+    """Return the whole config: shipped or own file, then the flags, then ``--set``; fitted to the split's dataset.
+
+    Unless the options name a config, what ``base`` says of ``TAKEN_OVER`` wins over the shipped file.
+    """
     from sslseg import config as configs
     from sslseg.data.labels import ignore_value
     from sslseg.registry import METHODS, import_mmseg
@@ -78,6 +105,10 @@ def build_config(split: Split, options: TrainOptions) -> Any:
     if options.config is None and options.method not in known:
         raise UserError(f"method {options.method!r} is unknown; use --method with one of: {', '.join(known)}")
     config = configs.load_named(options.config or f"{options.method}/default")
+    if base is not None and options.config is None:
+        for key in TAKEN_OVER:
+            if key in base:
+                config[key] = copy.deepcopy(base[key])
     for key in ("model", "method", "schedule", "optimizer", "data", "views", "evaluation"):
         if key not in config:
             raise UserError(
@@ -137,17 +168,15 @@ def steps_per_epoch(split: Split, config: Any) -> int:
     from sslseg.registry import METHODS
 
     streams = METHODS.get(config.method.type).views
-    sizes = dict(labeled=len(split.labeled), unlabeled=len(split.unlabeled))
     counts = batch_counts(config, streams)
-    return max(math.ceil(sizes[name] / count) for name, count in counts.items())
+    return max(math.ceil(len(split.samples(name)) / count) for name, count in counts.items())
 
 
 def batch_counts(config: Any, streams: Any) -> dict[str, int]:
     """Return how many images of each stream a batch holds, over all ranks together."""
     labeled = config.data.batch_size
     unlabeled = config.data.get("unlabeled_batch_size") or labeled
-    counts = dict(labeled=labeled, unlabeled=unlabeled)
-    return {name: counts[name] for name in streams}
+    return {name: labeled if name == "labeled" else unlabeled for name in streams}
 
 
 def _apply_pretrained(model: Any, pretrained: str) -> None:
@@ -162,27 +191,27 @@ def _apply_pretrained(model: Any, pretrained: str) -> None:
         part.pop("pretrained", None)
 
 
-def _claim(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
+def _claim(run: Run, split: Split, config: Any, record: dict[str, Any], options: TrainOptions) -> None:
     """Make the run directory, or check that it can be resumed; a finished run is left as it is."""
     if run.record_path.exists():
-        record = run.read()
+        found = run.read()
         if not options.resume:
             raise UserError(
-                f"{run.folder} already holds a run ({record['status']}); add --resume to go on, or --run-dir for another"
+                f"{run.folder} already holds a run ({found['status']}); add --resume to go on, or --run-dir for another"
             )
-        if record["split_sha256"] != split.sha256:
+        if found["split_sha256"] != split.sha256:
             raise UserError(
                 f"{run.folder} was trained on another split; give the split it began with, or --run-dir for another"
             )
         _check_config(run, config)
-        if record["status"] == FINISHED:
+        if found["status"] == FINISHED:
             return
     elif run.folder.exists() and any(run.folder.iterdir()) and not run.checkpoints.exists():
         raise UserError(f"{run.folder} holds other files and no run; give a new folder with --run-dir")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     split.save(run.split_folder)
     run.config_path.write_text(config.pretty_text)
-    run.write(_record(split, config, status=RUNNING))
+    run.write(dict(record, status=RUNNING))
 
 
 def _check_config(run: Run, config: Any) -> None:
@@ -211,14 +240,21 @@ def _record(split: Split, config: Any, **more: Any) -> dict[str, Any]:
     )
 
 
-def _fit(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
+def _fit(
+    run: Run,
+    split: Split,
+    config: Any,
+    record: dict[str, Any],
+    options: TrainOptions,
+    pseudo_masks: PseudoMasks | None,
+) -> None:
     from mmengine.dist import is_main_process
 
     from sslseg.engine.build import build_training
 
     with quiet_mmengine():
         try:
-            training = build_training(run, split, config, options)
+            training = build_training(run, split, config, options, pseudo_masks)
         except UserError:
             if is_main_process() and not (run.checkpoints / "last.pth").exists():
                 # Nothing was trained: the same directory may be used again, with mended input.
@@ -235,7 +271,7 @@ def _fit(run: Run, split: Split, config: Any, options: TrainOptions) -> None:
         step, iters = training.runner.iter, config.schedule.iters
         raise Interrupted(f"{run.folder} is saved at step {step} of {iters}; the same command with --resume goes on")
     if is_main_process():
-        run.write(_record(split, config, status=FINISHED, **training.result()))
+        run.write(dict(record, status=FINISHED, **training.result()))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME].
 
-The bare passes are the student's forward and backward pass and the optimiser's step on the same batch, already on the device. The
-step is what mmengine's loop calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are
-interleaved, step by step, and medians count. Ratios, not times, can be compared between machines.
+The bare passes are every network's passes on the same images, already on the device: the student's (with a second branch) forward and
+backward and the optimiser's step, and the teacher's forward; no loss, no augmentation, no average. The step is what mmengine's loop
+calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are interleaved, step by step, and
+medians count. Ratios, not times, can be compared between machines.
 """
 
 from __future__ import annotations
@@ -20,12 +21,52 @@ from mmengine.device import get_device
 from pages import rewritten
 from rich.console import Console
 
+from sslseg.data.files import label_table, read_mask
+from sslseg.data.labels import ignore_value
 from sslseg.data.layouts.shapes import describe
+from sslseg.data.pseudo import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
+from sslseg.registry import METHODS
 from sslseg.run import Run
-from sslseg.split import SplitOptions, make_split
+from sslseg.split import Split, SplitOptions, make_split
+from sslseg.store import StoreHeader, StoreReader, StoreWriter
 from sslseg.train import TrainOptions, build_config, quiet_mmengine
+
+# Which branches each network sees, by method.
+STUDENT = dict(
+    Supervised=("labeled_weak",),
+    MeanTeacher=("labeled_weak", "unlabeled_strong"),
+    CutMix=("labeled_weak", "unlabeled_strong"),
+    ThreeStage=("labeled_weak", "train_strong"),
+)
+TEACHER = dict(MeanTeacher=("unlabeled_weak",), CutMix=("unlabeled_weak",), ThreeStage=("labeled_weak", "train_weak"))
+
+
+def passes(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the images that the student and the teacher see in one step."""
+    name = type(model).__name__
+    student, teacher = (
+        [batch[branch]["inputs"] for branch in branches.get(name, ())] for branches in (STUDENT, TEACHER)
+    )
+    return torch.cat(student), torch.cat(teacher) if teacher else None
+
+
+def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None) -> torch.Tensor:
+    """Run the networks and return a scalar to start the backward pass from."""
+    features = model.student.extract_feat(student)
+    heads = [model.student.decode_head]
+    if model.student.with_auxiliary_head:
+        auxiliary = model.student.auxiliary_head
+        heads += auxiliary if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]
+    if hasattr(model, "second"):
+        heads.append(model.second)
+    total = torch.stack([head(features).float().mean() for head in heads]).sum()
+    if teacher is not None:
+        with torch.no_grad():
+            network = model.teacher.segmentor
+            network.decode_head(network.extract_feat(teacher))
+    return total
 
 
 def synchronize() -> None:
@@ -41,6 +82,17 @@ def timed(work: Any) -> float:
     return time.perf_counter() - started
 
 
+def stored_labels(split: Split, folder: Path) -> PseudoMasks:
+    """Return pseudo-masks for a measurement: the truth, in a store."""
+    samples = split.samples("train")
+    colors = tuple((color[0], color[1], color[2]) for color in split.dataset.palette)
+    header = StoreHeader(split.dataset.classes, colors, ignore_value(split.dataset.num_classes), len(samples))
+    with StoreWriter(folder / "masks.h5", header=header, ids=[sample.id for sample in samples]) as writer:
+        for sample in samples:
+            writer.add(sample.id, mask=read_mask(str(sample.mask), label_table(split.dataset)))
+    return PseudoMasks(StoreReader(writer.finalize()))
+
+
 def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
     """Return medians of the bare passes, of the whole step and of loading a batch, and their ratios."""
     launch("none", options.device)
@@ -49,7 +101,8 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         run = Run(Path(folder) / "run")
         run.checkpoints.mkdir(parents=True)
         config = build_config(split, options)
-        training = build_training(run, split, config, options)
+        masks = stored_labels(split, Path(folder)) if METHODS.get(config.method.type).needs_pseudo_masks else None
+        training = build_training(run, split, config, options, masks)
         runner = training.runner
         times: dict[str, list[float]] = dict(bare=[], step=[], load=[])
         state: dict[str, Any] = {}
@@ -63,16 +116,13 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
                 state["batch"] = next(batches)
 
             def bare() -> None:
-                data = state["inputs"]
-                losses = model.student.loss(data["inputs"], data["data_samples"])
-                total = sum(value for name, value in losses.items() if "loss" in name)
-                runner.optim_wrapper.update_params(total)
+                runner.optim_wrapper.update_params(bare_passes(model, *state["images"]))
 
             for number in range(steps):
                 model.train()
                 times["load"].append(timed(load))
                 with torch.no_grad():
-                    state["inputs"] = model.data_preprocessor(state["batch"], True)["batch"]["labeled_weak"]
+                    state["images"] = passes(model, model.data_preprocessor(state["batch"], True)["batch"])
                 # In turns: whichever comes second finds warmer caches.
                 works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
                 for name in sorted(works, reverse=bool(number % 2)):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect as introspection
 from typing import Annotated
 
 import typer
 
-from sslseg.cli import evaluate, export, init, inspect, merge, pseudolabel, split, train, verify
+from sslseg.cli import evaluate, export, init, inspect, merge, pseudolabel, refine, split, train, verify
 
 app = typer.Typer(
     name="sslseg",
@@ -18,7 +19,7 @@ app = typer.Typer(
         "Semi-supervised segmentation: from a folder of images, a few of them labelled, to a good model.\n\n"
         "Every command prints one line on stdout, the path of what it made, and takes '-' for the path that the command"
         " before it in a pipeline printed. Without sslseg.toml the embedded dataset is used:\n\n"
-        "sslseg split --ratio 1/8 && sslseg train --method supervised && sslseg pseudolabel && sslseg eval"
+        "sslseg split --ratio 1/8 && sslseg train --method supervised && sslseg pseudolabel --subset train && sslseg refine && sslseg eval"
     ),
 )
 
@@ -27,13 +28,16 @@ for name, module in (
     ("split", split),
     ("train", train),
     ("pseudolabel", pseudolabel),
+    ("refine", refine),
     ("eval", evaluate),
     ("export", export),
     ("merge", merge),
     ("verify", verify),
     ("inspect", inspect),
 ):
-    app.command(name)(module.command)
+    # Typer would keep the line breaks of a docstring's later paragraphs.
+    paragraphs = introspection.cleandoc(module.command.__doc__ or "").split("\n\n")
+    app.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(module.command)
 
 
 def _version(value: bool) -> None:

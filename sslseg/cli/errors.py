@@ -55,7 +55,8 @@ def exit_code(error: BaseException) -> int:
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         fail(error.format_message().rstrip(".") + hint)
         return INPUT
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        # Who reads us has gone, as `| head` does; Typer turns it into SystemExit for its own output.
         sys.stderr.close()
         return INPUT
     if isinstance(error, OSError) and error.errno in DISK:

@@ -33,8 +33,12 @@ def command(
         ),
     ] = None,
     subset: Annotated[
-        str, typer.Option(help="Images of the split to score a model on: val, labeled, train, ...")
-    ] = "val",
+        str | None,
+        typer.Option(
+            help="Images to score: val, unlabeled, labeled, train or all. Default: val; of a store, what it holds.",
+            show_default=False,
+        ),
+    ] = None,
     which: WhichOption = "best",
     split: SplitOption = None,
     data: DataOption = None,
@@ -77,12 +81,15 @@ def command(
         store = StoreReader(artifact.path)
         run = enclosing_run(artifact.path)
         given = find_split(split or (run.split_folder if run is not None else None), data)
-        scores = evaluate_store(store, given, figures=figures)
-        target = artifact.path.with_name(f"{artifact.path.stem}-eval.json")
+        scores = evaluate_store(store, given, subset=subset, figures=figures)
+        target = artifact.path.with_name(
+            "-".join([artifact.path.stem, "eval", *([subset] if subset else [])]) + ".json"
+        )
     else:
         model = find_model(artifact.path, which=check_which(which))
         given = find_split(split or (model.run.split_folder if model.run is not None else None), data)
         chosen = protocol(mode, crop, stride, tta=tta)
+        subset = subset or "val"
         scores = evaluate_model(model, given, subset=subset, protocol=chosen, workers=workers, figures=figures)
         scores |= _training_scores(model)
         name = "-".join(["eval", subset, model.checkpoint.stem, *_words(chosen)])

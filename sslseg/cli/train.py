@@ -7,70 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sslseg.cli.console import JsonFlag, emit, note
-from sslseg.cli.options import CropOption, DataOption, DeviceOption, LauncherOption, SplitOption, parse_size
+from sslseg.cli.console import emit, note
+from sslseg.cli.training import TrainFlags, train_options, with_train_flags
 
 if TYPE_CHECKING:
+    from sslseg.run import Run
     from sslseg.split import Split
     from sslseg.workspace import Workspace
 
-IntOption = int | None
 
-
+@with_train_flags
 def command(
     method: Annotated[
-        str | None, typer.Option(help="Method: supervised. Default: supervised.", show_default=False)
-    ] = None,
-    split: SplitOption = None,
-    data: DataOption = None,
-    model: Annotated[
         str | None,
-        typer.Option(help="Preset, or path of your own mmseg config. Default: deeplabv3plus_r18s.", show_default=False),
+        typer.Option(help="Method: supervised, mean-teacher, cutmix. Default: supervised.", show_default=False),
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(help="Shipped config (such as supervised/default) or path of your own.", show_default=False),
-    ] = None,
-    iters: Annotated[IntOption, typer.Option(help="Optimisation steps.", show_default=False)] = None,
-    epochs: Annotated[
-        IntOption, typer.Option(help="Passes over the larger stream instead of --iters.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        IntOption, typer.Option(help="Labelled images a step, over all ranks together.", show_default=False)
-    ] = None,
-    unlabeled_batch_size: Annotated[
-        IntOption, typer.Option(help="Unlabelled images a step; by default as many.", show_default=False)
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None,
-    crop: CropOption = None,
-    val_interval: Annotated[IntOption, typer.Option(help="Steps between validations.", show_default=False)] = None,
-    workers: Annotated[
-        IntOption, typer.Option(help="Processes that read and augment images.", show_default=False)
-    ] = None,
-    seed: Annotated[
-        IntOption,
-        typer.Option(help="Seed of weights, order and augmentation. Default: 0.", show_default=False),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="none; auto: what the model config names; or a checkpoint. Default: auto.",
-            show_default=False,
-        ),
-    ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision, on a GPU.")] = False,
-    device: DeviceOption = "auto",
-    launcher: LauncherOption = "none",
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Run directory; by default runs/<method>-<split>.", show_default=False)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Set any key of the config: a.b=value; repeatable.", show_default=False),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, run one step, write nothing.")] = False,
-    as_json: JsonFlag = False,
+    *,
+    flags: TrainFlags,
 ) -> None:
     """Train a model on a split and write a run directory.
 
@@ -78,56 +31,29 @@ def command(
     it stopped. Flags win over sslseg.toml, which wins over the config; --set wins over all.
     """
     from sslseg.cli.options import find_split
-    from sslseg.config import parse_assignment
-    from sslseg.train import TrainOptions, train
+    from sslseg.train import train
     from sslseg.workspace import Workspace
 
     workspace = Workspace.load()
-    flags = dict(
-        method=method,
-        model=model,
-        config=config,
-        iters=iters,
-        epochs=epochs,
-        batch_size=batch_size,
-        unlabeled_batch_size=unlabeled_batch_size,
-        lr=lr,
-        crop=crop,
-        val_interval=val_interval,
-        workers=workers,
-        seed=seed,
-        pretrained=pretrained,
-        device=device if device != "auto" else None,
-    )
-    # --iters and --epochs exclude each other, so one given as a flag also replaces the other of the file.
-    defaults = {
-        key: value for key, value in workspace.train().items() if not (key in ("iters", "epochs") and (iters or epochs))
-    }
-    chosen = defaults | {key: value for key, value in flags.items() if value is not None}
-    chosen["crop"] = parse_size(chosen.get("crop"))
-    options = TrainOptions(
-        **chosen,
-        amp=amp,
-        launcher=launcher,
-        resume=resume,
-        dry_run=dry_run,
-        assignments=dict(map(parse_assignment, assignments or [])),
-    )
-    given = find_split(split, data)
-    _check_dataset(given, workspace)
-    folder = run_dir or workspace.runs / f"{options.method}-{_split_name(split, workspace)}"
+    options = train_options(flags, workspace, method=method)
+    given = find_split(flags.split, flags.data)
+    check_dataset(given, workspace)
+    folder = flags.run_dir or workspace.runs / f"{options.method}-{_split_name(flags.split, workspace)}"
     run = train(given, folder, options)
+    emit(run.folder, report(run, dry_run=flags.dry_run), as_json=flags.as_json)
+
+
+def report(run: Run, *, dry_run: bool) -> dict[str, object]:
+    """Tell the scores of a finished run on stderr and return what ``--json`` says of it."""
     if dry_run:
         note("dry run: one step done, nothing written")
-    record = {} if dry_run else run.read()
+        return {}
+    record = run.read()
     for which in ("last", "best"):
         if record.get(which, {}).get("mIoU") is not None:
             note(f"{which}: mIoU {record[which]['mIoU']:.2f} ({record['protocol']}) at step {record[which]['iter']}")
-    emit(
-        run.folder,
-        {key: record[key] for key in ("method", "seed", "iters", "last", "best", "protocol") if key in record},
-        as_json=as_json,
-    )
+    keys = ("method", "seed", "iters", "last", "best", "protocol")
+    return {key: record[key] for key in keys if key in record}
 
 
 def _split_name(split: Path | None, workspace: Workspace) -> str:
@@ -135,7 +61,7 @@ def _split_name(split: Path | None, workspace: Workspace) -> str:
     return (path.parent if path.suffix == ".json" else path).absolute().name
 
 
-def _check_dataset(split: Split, workspace: Workspace) -> None:
+def check_dataset(split: Split, workspace: Workspace) -> None:
     """Refuse a split of another dataset than the one that sslseg.toml describes."""
     from sslseg.errors import IncompatibleError
     from sslseg.workspace import TOML

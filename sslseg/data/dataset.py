@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.device import get_device
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sslseg.data.description import DatasetDescription, Sample
 from sslseg.data.files import label_table
 from sslseg.data.labels import ignore_value
+from sslseg.data.pseudo import PseudoMasks
 from sslseg.data.sampler import Draw, MixedSampler
 from sslseg.data.transforms import LoadSample, MultiView, PadToCrop, pack
 
@@ -28,7 +30,10 @@ def seed_everything(*entropy: int) -> None:
     words = np.random.SeedSequence(entropy).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[0]))
-    torch.manual_seed(int(words[1]))
+    # torch.manual_seed would also queue seeds for every kind of device that is not in use, with a stack trace for each.
+    torch.default_generator.manual_seed(int(words[1]))
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(words[1]))
 
 
 def source(sample: Sample, *, labeled: bool) -> dict[str, Any]:
@@ -37,7 +42,9 @@ def source(sample: Sample, *, labeled: bool) -> dict[str, Any]:
 
 
 class StreamDataset(Dataset):
-    """The labelled stream (0) and the unlabelled stream (1), cropped and branched into views.
+    """The streams that a method reads (``labeled``, ``unlabeled``, or ``train``: both), cropped and branched into views.
+
+    Only the labelled stream reads masks. With ``pseudo_masks`` every sample also brings its stored mask.
 
     Augmentation is seeded by each draw's position, so batches do not depend on the number of workers and a resumed
     run draws what an uninterrupted one would have drawn.
@@ -54,6 +61,7 @@ class StreamDataset(Dataset):
         flip: float,
         image_mean: Sequence[float],
         seed: int,
+        pseudo_masks: PseudoMasks | None = None,
     ) -> None:
         ignore_index = ignore_value(description.num_classes)
         self.load = LoadSample(label_table(description))
@@ -73,7 +81,11 @@ class StreamDataset(Dataset):
             )
             for name in streams
         }
-        self.pad = PadToCrop(crop, image_value=image_mean, ignore_index=ignore_index)
+        self.pad = PadToCrop(crop)
+        # 255 marks pixels from outside in a valid map, which has one byte a pixel whatever the class count.
+        maps = dict(gt_seg_map=ignore_index, pseudo_map=ignore_index, valid_map=np.iinfo(np.uint8).max)
+        self.fill = dict(img=tuple(image_mean), **maps)
+        self.pseudo_masks = pseudo_masks
         self.names = list(streams)
         self.samples = list(streams.values())
         self.views = [MultiView(name, views[name]) for name in self.names]
@@ -82,10 +94,13 @@ class StreamDataset(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self.samples))
 
-    def __getitem__(self, draw: Draw) -> dict[str, dict[str, Any]]:
+    def __getitem__(self, draw: Draw) -> dict[str, dict[str, Tensor]]:
         seed_everything(self.seed, draw.stream, draw.position)
         name = self.names[draw.stream]
-        results = self.load(source(self.samples[draw.stream][draw.sample], labeled=name == "labeled"))
+        sample = source(self.samples[draw.stream][draw.sample], labeled=name == "labeled")
+        results = self.load(dict(sample, fill=self.fill))
+        if self.pseudo_masks is not None:
+            results = self.pseudo_masks(results)
         return self.views[draw.stream](self.pad(self.geometry[name](results)))
 
 
@@ -104,15 +119,16 @@ class ImageDataset(Dataset):
         return pack(self.load(sample))
 
 
-def collate_branches(batch: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, list[Any]]]:
-    """Regroup samples that lie in different branches into one ``{branch: {"inputs": [...], "data_samples": [...]}}``."""
-    branches: dict[str, dict[str, list[Any]]] = {}
+def collate_branches(batch: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    """Stack samples that lie in different branches into one ``{branch: {key: N x ...}}``; few copies to a device follow."""
+    branches: dict[str, list[dict[str, Tensor]]] = {}
     for sample in batch:
-        for branch, packed in sample.items():
-            lists = branches.setdefault(branch, dict(inputs=[], data_samples=[]))
-            for key, value in packed.items():
-                lists[key].append(value)
-    return {branch: branches[branch] for branch in sorted(branches)}
+        for branch, tensors in sample.items():
+            branches.setdefault(branch, []).append(tensors)
+    return {
+        branch: {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        for branch, samples in sorted(branches.items())
+    }
 
 
 def collate_list(batch: list[Any]) -> list[Any]:

@@ -60,23 +60,21 @@ class RandomScale(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PadToCrop(BaseTransform):
-    """Pad at the right and at the bottom to the crop size: the image with its mean colour, its maps with ignore."""
+    """Pad at the right and at the bottom to the crop size: the image with its mean colour, its maps with ignore.
 
-    def __init__(self, crop: tuple[int, int], *, image_value: Sequence[float], ignore_index: int) -> None:
+    ``fill`` of the results names these values, which every transform that leaves pixels without a source uses.
+    """
+
+    def __init__(self, crop: tuple[int, int]) -> None:
         self.crop = crop
-        self.image_value = tuple(image_value)
-        self.ignore_index = ignore_index
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         height, width = results["img"].shape[:2]
         border = (0, max(self.crop[0] - height, 0), 0, max(self.crop[1] - width, 0))
         if any(border):
-            constant = cv2.BORDER_CONSTANT
-            results["img"] = cv2.copyMakeBorder(results["img"], *border, constant, value=self.image_value)
-            for key in results["seg_fields"]:
-                # 255 also marks padding of a valid map, which has one byte a pixel whatever the class count.
-                value = self.ignore_index if key == "gt_seg_map" else np.iinfo(np.uint8).max
-                results[key] = cv2.copyMakeBorder(results[key], *border, constant, value=value)
+            for key in ("img", *results["seg_fields"]):
+                value = results["fill"][key]
+                results[key] = cv2.copyMakeBorder(results[key], *border, cv2.BORDER_CONSTANT, value=value)
             results["img_shape"] = results["img"].shape[:2]
         return results
 
@@ -111,7 +109,7 @@ class RandomGray(BaseTransform):
 class MultiView:
     """Branch one cropped sample into named photometric views, which therefore stay pixel-aligned.
 
-    Returns ``{"<stream>_<view>": packed sample}``.
+    Returns ``{"<stream>_<view>": sample}``, a sample as ``as_tensors`` makes it.
     """
 
     def __init__(self, stream: str, views: dict[str, Sequence[dict[str, Any]]]) -> None:
@@ -122,7 +120,7 @@ class MultiView:
         packed = {}
         for name, transforms in self.views.items():
             view = transforms(copy.deepcopy(results) if len(self.views) > 1 else results)
-            packed[f"{self.stream}_{name}"] = pack(view)
+            packed[f"{self.stream}_{name}"] = as_tensors(view)
         return packed
 
 
@@ -133,6 +131,27 @@ def pack(results: dict[str, Any]) -> dict[str, Any]:
     if "gt_seg_map" in results:
         label = torch.from_numpy(results["gt_seg_map"].astype(np.int64))
         sample.set_data(dict(gt_sem_seg=PixelData(data=label[None])))
-    elif "valid_map" in results:
-        sample.set_data(dict(valid_map=PixelData(data=torch.from_numpy(results["valid_map"] == 0)[None])))
     return dict(inputs=torch.from_numpy(image), data_samples=sample)
+
+
+def as_tensors(results: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Turn a results dict into tensors of one size for a training batch.
+
+    Returns ``inputs`` uint8 3 x H x W; ``labels`` of a labelled sample or ``valid`` (bool) of another, H x W;
+    ``pseudo_masks`` H x W with stored masks; ``matrix`` 2 x 3 from a geometric augmentation.
+    """
+    sample = dict(inputs=torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1))))
+    # torch knows few operations on uint16.
+    maps = {
+        key: results[key].astype(np.int32) if results[key].itemsize > 1 else results[key]
+        for key in results["seg_fields"]
+    }
+    if "gt_seg_map" in maps:
+        sample["labels"] = torch.from_numpy(np.ascontiguousarray(maps["gt_seg_map"]))
+    else:
+        sample["valid"] = torch.from_numpy(maps["valid_map"] == 0)
+    if "pseudo_map" in maps:
+        sample["pseudo_masks"] = torch.from_numpy(np.ascontiguousarray(maps["pseudo_map"]))
+    if "matrix" in results:
+        sample["matrix"] = results["matrix"]
+    return sample

@@ -2,7 +2,7 @@
 
 from sslseg.engine.checkpoints import Checkpoints
 from sslseg.engine.monitor import Monitor
-from sslseg.engine.steps import StepSeed, StopOnSignal, SyncBuffers
+from sslseg.engine.steps import MethodSteps, StepSeed, StopOnSignal, SyncBuffers
 from sslseg.engine.validation import ScoreLoop
 
-__all__ = ["Checkpoints", "Monitor", "ScoreLoop", "StepSeed", "StopOnSignal", "SyncBuffers"]
+__all__ = ["Checkpoints", "MethodSteps", "Monitor", "ScoreLoop", "StepSeed", "StopOnSignal", "SyncBuffers"]

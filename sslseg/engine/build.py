@@ -25,9 +25,10 @@ from sslseg.data.dataset import (
     train_loader,
 )
 from sslseg.data.labels import ignore_value
+from sslseg.data.pseudo import PseudoMasks
 from sslseg.engine.checkpoints import BEST, LAST, Checkpoints
 from sslseg.engine.monitor import Monitor
-from sslseg.engine.steps import StepSeed, StopOnSignal, SyncBuffers
+from sslseg.engine.steps import MethodSteps, StepSeed, StopOnSignal, SyncBuffers
 from sslseg.engine.validation import ScoreLoop
 from sslseg.errors import UserError
 from sslseg.inference import Protocol
@@ -71,7 +72,9 @@ class Training:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def build_training(run: Run, split: Split, config: Any, options: TrainOptions) -> Training:
+def build_training(
+    run: Run, split: Split, config: Any, options: TrainOptions, pseudo_masks: PseudoMasks | None = None
+) -> Training:
     """Build everything that ``config`` describes; only the hooks write, during training."""
     seed_everything(options.seed)
     iters = 1 if options.dry_run else config.schedule.iters
@@ -81,14 +84,14 @@ def build_training(run: Run, split: Split, config: Any, options: TrainOptions) -
     )
     monitor = Monitor(run.folder, interval=max(min(iters // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
     stop = StopOnSignal()
-    hooks = [StepSeed(options.seed), SyncBuffers(interval), stop]
+    hooks = [StepSeed(options.seed), MethodSteps(), SyncBuffers(interval), stop]
     if not options.dry_run:
         hooks += [monitor, checkpoints]
     scratch = Path(tempfile.mkdtemp(prefix="sslseg-"))
     logger = quiet_logger(scratch.name, None if options.dry_run else run.folder / LOG)
     model = METHODS.build(dict(config.method, segmentor=config.model))
     initialize(model, options.pretrained)
-    loader = stream_loader(split, config, model)
+    loader = stream_loader(split, config, model, pseudo_masks)
     runner = QuietRunner(
         logger,
         model=model,
@@ -141,7 +144,7 @@ def quiet_logger(name: str, path: Path | None) -> MMLogger:
     return logger
 
 
-def stream_loader(split: Split, config: Any, model: Any) -> DataLoader:
+def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMasks | None) -> DataLoader:
     """Return the endless loader of the streams and views that the method reads; a rank gets its share of a batch."""
     streams = {name: split.samples(name) for name in model.views}
     for name, samples in streams.items():
@@ -166,6 +169,7 @@ def stream_loader(split: Split, config: Any, model: Any) -> DataLoader:
         flip=config.data.flip,
         image_mean=mean[::-1],  # images are BGR until the preprocessor turns them
         seed=config.seed,
+        pseudo_masks=pseudo_masks if model.needs_pseudo_masks else None,
     )
     counts = [count // world_size for count in total.values()]
     return train_loader(

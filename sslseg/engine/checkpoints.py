@@ -109,7 +109,7 @@ def canonical(value: Any) -> Any:
     return sys.intern(str(value)) if isinstance(value, str) else value
 
 
-def unwrap(runner: Runner) -> torch.nn.Module:
+def unwrap(runner: Runner) -> Any:
     """Return the method itself, without its distributed wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 

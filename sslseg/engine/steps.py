@@ -1,4 +1,4 @@
-"""Hooks around single steps: random state by step number, a clean stop on signals, equal buffers on all ranks."""
+"""Hooks around single steps: random state by step number, what a method does then, a clean stop, equal buffers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ class StepSeed(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         seed_everything(self.seed, STEP_STREAM + get_rank(), batch_idx)
+
+
+class MethodSteps(Hook):
+    """Tell the method which step it takes, and let it follow its student (a teacher's average) after the optimiser."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        unwrap(runner).begin_step(batch_idx, runner.max_iters)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        unwrap(runner).after_step()
 
 
 class StopOnSignal(Hook):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from mmengine.model import BaseDataPreprocessor, BaseModel
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel, ImgDataPreprocessor
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads import decode_head
 from mmseg.models.segmentors import EncoderDecoder
+from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
 from torch import Tensor
 
+from sslseg.errors import UserError
+from sslseg.functional.geometry import warp
+from sslseg.networks.teacher import resized
 from sslseg.registry import METHODS
 
 Branch = dict[str, Any]
@@ -16,14 +26,56 @@ Batch = dict[str, Branch]
 
 
 class BranchPreprocessor(BaseDataPreprocessor):
-    """Normalise and stack every branch with the segmentor's own preprocessor."""
+    """Bring every branch to the device, and normalise its images as the segmentor's own preprocessor does.
 
-    def __init__(self, preprocessor: BaseDataPreprocessor) -> None:
-        super().__init__()
+    Its loops over single images and its padding are left out: the crops of a batch have one size.
+    """
+
+    def __init__(self, preprocessor: ImgDataPreprocessor) -> None:
+        super().__init__(non_blocking=True)
         self.preprocessor = preprocessor
 
     def forward(self, data: Batch, training: bool = False) -> dict[str, Batch]:
-        return {"batch": {name: self.preprocessor(branch, training) for name, branch in data.items()}}
+        """Return ``{"batch": branches}`` with float images, int64 maps and mmseg's data samples where there are labels."""
+        batch: Batch = self.cast_data(data)
+        for branch in batch.values():
+            branch["inputs"] = self.normalize(branch["inputs"])
+            for key in ("labels", "pseudo_masks"):
+                if key in branch:
+                    branch[key] = branch[key].long()
+            if "labels" in branch:
+                branch["data_samples"] = list(map(data_sample, branch["labels"]))
+        return {"batch": batch}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return N x 3 x H x W uint8 as the network wants it."""
+        own = self.preprocessor
+        images = images[:, [2, 1, 0]] if own._channel_conversion else images
+        return (images.float() - own.mean) / own.std if own._enable_normalize else images.float()
+
+
+@contextlib.contextmanager
+def without_accuracy() -> Iterator[None]:
+    """Keep mmseg's heads from measuring each batch's accuracy: it waits for the device and costs as much as the loss."""
+    original = decode_head.accuracy
+    decode_head.accuracy = lambda *_, **__: torch.zeros(())
+    try:
+        yield
+    finally:
+        decode_head.accuracy = original
+
+
+def losses_only(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a segmentor reports without its accuracies."""
+    return {name: value for name, value in values.items() if "acc" not in name.rpartition(".")[2]}
+
+
+def data_sample(label: Tensor) -> SegDataSample:
+    """Wrap one label map, H x W, as mmseg's losses take it."""
+    shape = tuple(label.shape)
+    sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
+    sample.set_data(dict(gt_sem_seg=PixelData(data=label[None])))
+    return sample
 
 
 class SemiSegmentor(BaseModel):
@@ -33,21 +85,44 @@ class SemiSegmentor(BaseModel):
         segmentor: config of any mmseg EncoderDecoder, with its class count set.
 
     A method names the views it wants of each stream in ``views``; the batch then holds one branch for each, called
-    ``<stream>_<view>``, as ``{"inputs": N x 3 x H x W float, "data_samples": [SegDataSample] * N}``. Views of a stream
-    are pixel-aligned. Labelled samples carry ``gt_sem_seg``, unlabelled ones ``valid_map`` (False where padded).
+    ``<stream>_<view>``: a dict of ``inputs`` N x 3 x H x W float; ``labels`` N x H x W int64 and ``data_samples`` (mmseg's)
+    of the labelled stream, ``valid`` N x H x W bool of others (False where there is no pixel of the image);
+    ``pseudo_masks`` N x H x W int64 where they are stored. Views are pixel-aligned, but for those with a ``matrix`` N x 2
+    x 3 (``move_targets``).
+
+    Attributes:
+        step: number of the step that is being taken, from 0.
+        steps: how many the whole training takes.
     """
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",)}
+    needs_pseudo_masks: ClassVar[bool] = False
 
     def __init__(self, *, segmentor: dict[str, Any]) -> None:
         student = METHODS.build(segmentor)
         super().__init__(data_preprocessor=BranchPreprocessor(student.data_preprocessor))
         self.student: EncoderDecoder = student
+        self.step, self.steps = 0, 1
 
     @property
     def deployed(self) -> EncoderDecoder:
         """The segmentor that is validated, predicts pseudo-masks and is exported."""
         return self.student
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1)."""
+        return self.step / self.steps
+
+    def begin(self) -> None:
+        """Copy what depends on the student's initial weights; called once they are all set, before the first step."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Learn which step is taken, of how many."""
+        self.step, self.steps = step, steps
+
+    def after_step(self) -> None:
+        """Follow the student; called after each step of the optimiser."""
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """Return the losses of one batch; prediction goes through ``deployed``."""
@@ -58,3 +133,40 @@ class SemiSegmentor(BaseModel):
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return named losses (their keys hold "loss") and other values to log."""
+
+    def supervise(self, labeled: Branch, others: Tensor) -> tuple[dict[str, Tensor], Tensor, Any]:
+        """Pass labelled and other images through the student together.
+
+        **Shape**: others M x 3 x H x W -> the segmentor's own losses on the N labelled images, the logits of all,
+        (N + M) x C x H x W, labelled ones first, and their features.
+        """
+        samples = labeled["data_samples"]
+        images = torch.cat((labeled["inputs"], others))
+        features = self.student.extract_feat(images)
+        logits = self.student.decode_head(features)
+        if not torch.is_tensor(logits):
+            raise UserError(
+                f"model.decode_head {type(self.student.decode_head).__name__} returns no single score map, which"
+                f" {type(self).__name__} needs; use a model with another head"
+            )
+        logits = self.full_size(logits, images)
+        with without_accuracy():
+            losses = add_prefix(self.student.decode_head.loss_by_feat(logits[: len(samples)], samples), "decode")
+            if self.student.with_auxiliary_head:
+                own = [feature[: len(samples)] for feature in features]
+                losses.update(self.student._auxiliary_head_forward_train(own, samples))
+        return losses_only(losses), logits, features
+
+    def full_size(self, logits: Tensor, like: Tensor) -> Tensor:
+        """Resize ``logits`` to the size of the images ``like``, as mmseg does."""
+        return resized(logits, like.shape[-2:], align_corners=self.student.decode_head.align_corners)
+
+
+def move_targets(targets: Tensor, branch: Branch) -> Tensor:
+    """Move maps of the weak view to where a strong view shows their pixels: the operator B, but for what it ignores.
+
+    Pixels from outside become 0; ``valid`` of the strong view tells which they are.
+
+    **Shape**: N x C x H x W -> N x C x H x W.
+    """
+    return warp(targets, branch["matrix"], mode="nearest") if "matrix" in branch else targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sslseg.methods.base import Batch, SemiSegmentor
+from sslseg.methods.base import Batch, SemiSegmentor, losses_only, without_accuracy
 from sslseg.registry import METHODS
 
 
@@ -13,4 +13,6 @@ class Supervised(SemiSegmentor):
     """Train on the labelled images only; the lower bound of every semi-supervised method."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return self.student.loss(**batch["labeled_weak"])
+        labeled = batch["labeled_weak"]
+        with without_accuracy():
+            return losses_only(self.student.loss(labeled["inputs"], labeled["data_samples"]))

@@ -28,6 +28,7 @@ def initialize(model: Any, pretrained: str) -> None:
         ) from error
     if pretrained not in ("auto", "none"):
         load_file(model.student, Path(pretrained))
+    model.begin()
 
 
 def load_file(segmentor: nn.Module, path: Path) -> int:

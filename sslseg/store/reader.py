@@ -85,15 +85,19 @@ class StoreReader:
 
     def confidence(self, name: str) -> np.ndarray:
         """Return the largest class probability of each pixel, H x W float32 in [0, 1]."""
-        return self._score("confidence", name)
+        return self.score("confidence", name)
 
     def entropy(self, name: str) -> np.ndarray:
         """Return the entropy of each pixel divided by log C, H x W float32 in [0, 1]."""
-        return self._score("entropy", name)
+        return self.score("entropy", name)
 
-    def _score(self, kind: str, name: str) -> np.ndarray:
-        stored = self.stored(kind, name)
-        return stored.astype(np.float32) * self._scales[kind]
+    def score(self, kind: str, name: str) -> np.ndarray:
+        """Return the score map ``kind`` of an id, H x W float32 in [0, 1]."""
+        return self.stored(kind, name).astype(np.float32) * self.scale(kind)
+
+    def scale(self, kind: str) -> np.float32:
+        """Return what the stored values of a score are multiplied with."""
+        return self._scales[kind]
 
     def stored(self, kind: str, name: str) -> np.ndarray:
         """Return a map as it is stored, without scale."""

@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/schedules/adamw_2k.py',
+    '../_base_/runtime/default.py',
+]
+method = dict(type='MeanTeacher', consistency='mse', weight=1.0, rampup=0.1, decay=0.99)
+views = dict(strong=[])  # student and teacher see the same view

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/schedules/adamw_2k.py',
+    '../_base_/runtime/default.py',
+]
+method = dict(
+    type='ThreeStage', stage=2, branch=None, consistency_weight=0.5, pseudo_weight=0.5, decays=[(0.0, 0.99)])
+views = dict(strong=[dict(type='RandAugment', num_ops=3, prob=0.5, magnitude=(1, 9)), dict(type='RandomCutouts', number=3)])

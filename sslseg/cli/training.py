@@ -1,0 +1,129 @@
+"""Options of every command that trains: declared once, added to a command's own by ``with_train_flags``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from sslseg.cli.console import JsonFlag
+from sslseg.cli.options import CropOption, DataOption, DeviceOption, LauncherOption, SplitOption, parse_size
+
+if TYPE_CHECKING:
+    from sslseg.train import TrainOptions
+    from sslseg.workspace import Workspace
+
+IntOption = int | None
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """What the user typed; None where nothing was."""
+
+    split: SplitOption = None
+    data: DataOption = None
+    model: Annotated[str | None, typer.Option(help="Preset, or path of your own mmseg config.", show_default=False)] = (
+        None
+    )
+    config: Annotated[
+        str | None,
+        typer.Option(help="Shipped config (such as cutmix/default) or path of your own.", show_default=False),
+    ] = None
+    iters: Annotated[IntOption, typer.Option(help="Optimisation steps.", show_default=False)] = None
+    epochs: Annotated[
+        IntOption, typer.Option(help="Passes over the larger stream instead of --iters.", show_default=False)
+    ] = None
+    batch_size: Annotated[
+        IntOption, typer.Option(help="Labelled images a step, over all ranks together.", show_default=False)
+    ] = None
+    unlabeled_batch_size: Annotated[
+        IntOption, typer.Option(help="Unlabelled images a step; by default as many.", show_default=False)
+    ] = None
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None
+    crop: CropOption = None
+    val_interval: Annotated[IntOption, typer.Option(help="Steps between validations.", show_default=False)] = None
+    workers: Annotated[IntOption, typer.Option(help="Processes that read and augment images.", show_default=False)] = (
+        None
+    )
+    seed: Annotated[
+        IntOption, typer.Option(help="Seed of weights, order and augmentation. Default: 0.", show_default=False)
+    ] = None
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="none; auto: what the model config names; or a checkpoint. Default: auto.", show_default=False
+        ),
+    ] = None
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision, on a GPU.")] = False
+    device: DeviceOption = "auto"
+    launcher: LauncherOption = "none"
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run directory; by default runs/<method>-<split>.", show_default=False)
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Set any key of the config: a.b=value; repeatable.", show_default=False),
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, run one step, write nothing.")] = False
+    as_json: JsonFlag = False
+
+
+def with_train_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command``, whose last parameter is ``flags: TrainFlags``, an option for each field in place of it."""
+    hints = get_type_hints(TrainFlags, include_extras=True)
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
+    added = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(TrainFlags)
+    ]
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        flags = TrainFlags(**{field.name: values.pop(field.name) for field in fields(TrainFlags)})
+        command(**values, flags=flags)
+
+    del flat.__wrapped__
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + added
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
+def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None, **switches: Any) -> TrainOptions:
+    """Return the worker's options: flags win over ``sslseg.toml``; ``--set`` wins over ``switches``, which are dotted keys."""
+    from sslseg.config import parse_assignment
+    from sslseg.train import TrainOptions
+
+    names = "model config iters epochs batch_size unlabeled_batch_size lr crop val_interval workers seed pretrained"
+    given = {name: getattr(flags, name) for name in names.split()}
+    given |= dict(method=method, device=flags.device if flags.device != "auto" else None)
+    # These exclude each other, so one given as a flag also replaces the other of the file.
+    replaced = [pair for pair in (("iters", "epochs"), ("method", "config")) if any(given.get(key) for key in pair)]
+    chosen = {key: value for key, value in workspace.train().items() if not any(key in pair for pair in replaced)}
+    chosen |= {key: value for key, value in given.items() if value is not None}
+    if "config" in chosen:
+        chosen.setdefault("method", _method_of(chosen["config"]))
+    chosen["crop"] = parse_size(chosen.get("crop"))
+    return TrainOptions(
+        **chosen,
+        amp=flags.amp,
+        launcher=flags.launcher,
+        resume=flags.resume,
+        dry_run=flags.dry_run,
+        assignments=switches | dict(map(parse_assignment, flags.assignments or [])),
+    )
+
+
+def _method_of(config: str) -> str:
+    """Return what a run of a config is called: the folder of a shipped one, the stem of the user's own file."""
+    from sslseg.config import config_names
+
+    return config.split("/")[0] if config in config_names() else Path(config).stem

@@ -1,0 +1,46 @@
+"""Stored pseudo-masks as training targets: read beside each image, filtered pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sslseg.errors import UserError
+from sslseg.store.keep import Filter
+from sslseg.store.reader import StoreReader
+
+
+class PseudoMasks:
+    """Adds ``pseudo_map`` to a sample that was just loaded: its stored mask, ignored where a filter drops it.
+
+    A sample that the store lacks is ignored everywhere.
+    """
+
+    def __init__(self, store: StoreReader, filters: Sequence[Filter] = ()) -> None:
+        self.store, self.filters = store, tuple(filters)
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["pseudo_map"] = self.read(results["sample_id"], results["img_shape"])
+        results["seg_fields"].append("pseudo_map")
+        return results
+
+    def read(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """Return the filtered mask of an image of ``shape``, H x W uint8 (uint16 over 255 classes)."""
+        ignored = self.store.ignore_index
+        if name not in self.store:
+            return np.full(shape, ignored, np.min_scalar_type(ignored))
+        mask = self.store.mask(name)
+        if mask.shape != tuple(shape):
+            raise UserError(
+                f"store {self.store.path}: the mask of {name!r} is {mask.shape[0]}x{mask.shape[1]}, its image"
+                f" {shape[0]}x{shape[1]}; make the store from the images that you train on"
+            )
+        for kept in self.filters:
+            mask = np.where(kept(self.store.score(kept.kind, name)), mask, mask.dtype.type(ignored))
+        return mask.copy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a run's config tells of its pseudo-masks; no path, so that equal runs give equal files."""
+        return dict(content_sha256=self.store.content_sha256, keep=[kept.to_dict() for kept in self.filters])

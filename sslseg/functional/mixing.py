@@ -1,0 +1,51 @@
+"""Mixing images and their targets: which pixels stay, drawn for a whole batch on its own device.
+
+CutMix for segmentation: French et al., Semi-supervised semantic segmentation needs strong, varied perturbations, BMVC
+2020, Sec. 3.4. Cutout: DeVries and Taylor 2017. ClassMix: Olsson et al., WACV 2021, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rectangles(number: int, size: tuple[int, int], *, area: float = 0.5, device: torch.device) -> Tensor:
+    """Return a random rectangle for each image, True inside; it covers ``area`` of the image, in a random proportion.
+
+    **Shape**: N, (H, W) -> N x 1 x H x W bool.
+    """
+    height, width = size
+    draws = torch.rand(3, number, 1, 1, 1, device=device)
+    # Height and width as shares of the image: their product is `area`, and neither exceeds 1.
+    high = area ** draws[0]
+    wide = area / high
+    tops = ((1 - high) * height * draws[1]).round()
+    lefts = ((1 - wide) * width * draws[2]).round()
+    rows = torch.arange(height, device=device).reshape(1, 1, -1, 1)
+    columns = torch.arange(width, device=device).reshape(1, 1, 1, -1)
+    inside_rows = (rows >= tops) & (rows < tops + (high * height).round())
+    inside_columns = (columns >= lefts) & (columns < lefts + (wide * width).round())
+    return inside_rows & inside_columns
+
+
+def class_masks(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the pixels of a random half (rounded up) of the classes that each label map holds.
+
+    **Shape**: N x H x W int64 in [0, num_classes) -> N x 1 x H x W bool.
+    """
+    number = labels.shape[0]
+    flat = labels.flatten(1)
+    present = torch.zeros(number, num_classes, dtype=torch.bool, device=labels.device).scatter_(1, flat, True)
+    order = torch.rand(number, num_classes, device=labels.device).masked_fill(~present, 2.0)
+    ranks = order.argsort(dim=1).argsort(dim=1)
+    chosen = ranks < (present.sum(dim=1, keepdim=True) + 1) // 2
+    return chosen.gather(1, flat).reshape(labels.shape).unsqueeze(1)
+
+
+def paste(maps: Tensor, kept: Tensor) -> Tensor:
+    """Keep each image's pixels where ``kept``, and take the others from the next image of the batch.
+
+    **Shape**: N x C x H x W and N x 1 x H x W bool -> N x C x H x W.
+    """
+    return torch.where(kept, maps, maps.roll(-1, dims=0))

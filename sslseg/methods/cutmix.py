@@ -1,0 +1,109 @@
+"""CutMix-Mean-Teacher: the student must predict the mixture of the teacher's predictions from the mixture of images.
+
+French et al., Semi-supervised semantic segmentation needs strong, varied perturbations, BMVC 2020, Sec. 3; the baseline of
+U2PL and of the three-stage paper. Cutout (same paper) and ClassMix (Olsson et al., WACV 2021) mix otherwise.
+
+| paper | here | shape |
+|---|---|---|
+| M, the mask | ``kept`` | N x 1 x H x W |
+| mix(x_a, x_b, M) = (1 - M) x_a + M x_b | ``paste`` | N x 3 x H x W |
+| g(x), the teacher's prediction | ``teacher(...)`` | N x C x H x W |
+| L_cons | ``loss_consistency`` | scalar |
+| share of pixels with confidence above 0.97 | ``sure`` | scalar |
+
+Choices: partners are neighbours in the batch. ``ce`` takes the teacher's most probable class as target, as ClassMix and
+U2PL do, ``mse`` its distribution, as French et al. do. As there, the loss is multiplied with the share of pixels whose
+confidence passes the threshold, so that it grows with the teacher; ``per_pixel`` leaves the other pixels out instead.
+The teacher sees the weak view; the student mixes the strong one, which is the weak one unless ``views.strong`` says more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor
+
+from sslseg.errors import UserError
+from sslseg.functional.consistency import cross_entropy, mean, squared_error
+from sslseg.functional.mixing import class_masks, paste, rectangles
+from sslseg.methods.base import Batch, SemiSegmentor, move_targets
+from sslseg.networks.teacher import Teacher, warmed_decay
+from sslseg.registry import METHODS
+
+MIXES = ("cutmix", "cutout", "classmix")
+
+
+@METHODS.register_module()
+class CutMix(SemiSegmentor):
+    """Mean Teacher with mixed images.
+
+    Args:
+        mix: ``cutmix``, ``cutout`` (the other half is grey and does not count) or ``classmix``.
+        consistency: ``ce`` or ``mse``.
+        weight: of the consistency.
+        threshold: confidence that a pixel's prediction must pass.
+        per_pixel: leave unsure pixels out, instead of weighting the loss with the share of sure ones.
+        decay: of the moving average.
+    """
+
+    views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
+
+    def __init__(
+        self,
+        *,
+        segmentor: dict[str, Any],
+        mix: str,
+        consistency: str,
+        weight: float,
+        threshold: float,
+        per_pixel: bool,
+        decay: float,
+    ) -> None:
+        super().__init__(segmentor=segmentor)
+        if mix not in MIXES:
+            raise UserError(f"method.mix {mix!r} is unknown; use one of: {', '.join(MIXES)}")
+        self.mix, self.consistency, self.weight = mix, consistency, weight
+        self.threshold, self.per_pixel, self.decay = threshold, per_pixel, decay
+        self.teacher = Teacher(self.student)
+
+    @property
+    def deployed(self) -> EncoderDecoder:
+        return self.teacher.segmentor
+
+    def begin(self) -> None:
+        self.teacher.update(self.student, decay=0.0)
+
+    def after_step(self) -> None:
+        self.teacher.update(self.student, warmed_decay(self.step, self.decay))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
+        targets = move_targets(self.teacher(weak["inputs"]), strong)
+        images, targets, counted = self.mixed(strong["inputs"], targets, strong["valid"])
+        losses, logits, _ = self.supervise(labeled, images)
+        own = logits[len(labeled["inputs"]) :]
+        certainty, classes = targets.max(dim=1)
+        passing = certainty > self.threshold
+        sure = mean(passing.float(), counted)
+        if self.per_pixel:
+            counted = counted & passing
+        hard = self.consistency == "ce"
+        loss = cross_entropy(own, classes, counted) if hard else squared_error(own, targets, counted)
+        share = 1.0 if self.per_pixel else sure
+        return losses | dict(loss_consistency=self.weight * share * loss, sure=sure)
+
+    def mixed(self, images: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix images, their targets and which pixels count by one mask.
+
+        **Shape**: N x 3 x H x W, N x C x H x W and N x H x W bool -> the same.
+        """
+        if self.mix == "classmix":
+            kept = class_masks(targets.max(dim=1).indices, targets.shape[1])
+        else:
+            kept = rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
+        if self.mix == "cutout":
+            return images * kept, targets, counted & kept[:, 0]
+        if len(images) < 2:
+            raise UserError(f"method {self.mix} mixes images, but a rank's batch has one; raise --unlabeled-batch-size")
+        return paste(images, kept), paste(targets, kept), paste(counted[:, None], kept)[:, 0]

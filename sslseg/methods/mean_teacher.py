@@ -1,0 +1,72 @@
+"""Mean Teacher: consistency between a student and the exponential moving average of its weights.
+
+Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, carried over to segmentation as the GCT paper
+(Sec. 4) and the U2PL paper (Appendix A) do for their baseline.
+
+| paper | here | shape |
+|---|---|---|
+| theta, theta' | ``student``, ``teacher`` | |
+| f(x, theta', eta'), the target | ``targets`` | N x C x H x W |
+| J(theta), consistency cost | ``loss_consistency`` | scalar |
+| w(t), ramped up | ``weight * sigmoid_rampup`` | |
+| alpha | ``decay`` | |
+
+Choices: the squared error compares softmax, as in the original. The average starts as a plain mean, min(1 - 1/(t+1),
+decay). The consistency is asked of unlabelled images only, as both papers' programs do. Student and teacher see the same
+weak view (GCT, Sec. 4: noise degrades it); ``mean-teacher/strong`` gives the student a strong one. The teacher is what is
+validated and deployed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor
+
+from sslseg.functional.consistency import cross_entropy, sigmoid_rampup, squared_error
+from sslseg.methods.base import Batch, SemiSegmentor, move_targets
+from sslseg.networks.teacher import Teacher, warmed_decay
+from sslseg.registry import METHODS
+
+DISTANCES = {"mse": squared_error, "ce": cross_entropy}
+
+
+@METHODS.register_module()
+class MeanTeacher(SemiSegmentor):
+    """Mean Teacher.
+
+    Args:
+        consistency: ``mse`` (of softmax) or ``ce`` (cross entropy with the teacher's distribution).
+        weight: of the consistency once ramped up.
+        rampup: share of the training over which it grows.
+        decay: of the moving average.
+    """
+
+    views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
+
+    def __init__(
+        self, *, segmentor: dict[str, Any], consistency: str, weight: float, rampup: float, decay: float
+    ) -> None:
+        super().__init__(segmentor=segmentor)
+        self.distance = DISTANCES[consistency]
+        self.weight, self.rampup, self.decay = weight, rampup, decay
+        self.teacher = Teacher(self.student)
+
+    @property
+    def deployed(self) -> EncoderDecoder:
+        return self.teacher.segmentor
+
+    def begin(self) -> None:
+        self.teacher.update(self.student, decay=0.0)
+
+    def after_step(self) -> None:
+        self.teacher.update(self.student, warmed_decay(self.step, self.decay))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
+        losses, logits, _ = self.supervise(labeled, strong["inputs"])
+        targets = move_targets(self.teacher(weak["inputs"]), strong)
+        own = logits[len(labeled["inputs"]) :]
+        weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
+        return losses | dict(loss_consistency=weight * self.distance(own, targets, strong["valid"]))

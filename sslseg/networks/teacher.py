@@ -1,0 +1,70 @@
+"""The mean teacher: an exponential moving average of a segmentor's state, which predicts and never learns.
+
+Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, Sec. 2. BatchNorm statistics are averaged
+like the weights, and the teacher always normalises with them (evaluation mode), without dropout.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor, nn
+
+
+class Teacher(nn.Module):
+    """An averaged copy of ``student``."""
+
+    def __init__(self, student: EncoderDecoder) -> None:
+        super().__init__()
+        self.segmentor = copy.deepcopy(student).requires_grad_(False)
+        self.train(False)
+        self._pairs: tuple[torch.device, list[tuple[Tensor, Tensor]]] | None = None
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class probabilities.
+
+        **Shape**: N x 3 x H x W normalised -> N x C x H x W float32.
+        """
+        return scores(self.segmentor, self.segmentor.extract_feat(images), images.shape[-2:]).softmax(dim=1)
+
+    @torch.no_grad()
+    def update(self, student: EncoderDecoder, decay: float) -> None:
+        """Move every floating-point tensor: teacher = decay x teacher + (1 - decay) x student; copy the others."""
+        device = next(student.parameters()).device
+        if self._pairs is None or self._pairs[0] != device:
+            # Walking through all modules takes longer than averaging a small network; moving them makes new tensors.
+            tensors = ([*module.parameters(), *module.buffers()] for module in (self.segmentor, student))
+            self._pairs = (device, list(zip(*tensors, strict=True)))
+        floating = [pair for pair in self._pairs[1] if pair[0].is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in floating], [new for _, new in floating], 1.0 - decay)
+        for own, new in self._pairs[1]:
+            if not own.is_floating_point():
+                own.copy_(new)
+
+
+def warmed_decay(step: int, decay: float) -> float:
+    """Return min(1 - 1 / (step + 1), decay), step from 0: a plain mean at first, in which no old weights linger."""
+    return min(1.0 - 1.0 / (step + 1), decay)
+
+
+def scores(segmentor: EncoderDecoder, features: Any, size: tuple[int, ...]) -> Tensor:
+    """Return the decode head's logits of ``features``, resized to ``size``, in float32.
+
+    **Shape**: -> N x C x H x W.
+    """
+    head = segmentor.decode_head
+    return resized(head(features), size, align_corners=head.align_corners)
+
+
+def resized(logits: Tensor, size: tuple[int, ...], *, align_corners: bool) -> Tensor:
+    """Return ``logits`` at the size of the image, as mmseg resizes them."""
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners)

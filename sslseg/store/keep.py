@@ -1,0 +1,82 @@
+"""Filters on stored masks, such as ``confidence>0.9`` or ``entropy<q80``: which pixels are worth learning from."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sslseg.errors import UserError
+from sslseg.progress import track
+from sslseg.store.format import SCORE_KINDS
+from sslseg.store.reader import StoreReader
+
+OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+PATTERN = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(q?)([0-9.]+)\s*")
+SCORE_LEVELS = 1 << 16  # scores are stored with 16 bits
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter with its threshold worked out for one store.
+
+    Attributes:
+        text: as the user wrote it.
+        threshold: on the score, which lies in [0, 1].
+        share: of all pixels that it keeps, in [0, 1].
+    """
+
+    text: str
+    kind: str
+    comparison: str
+    threshold: float
+    share: float
+
+    def __call__(self, score: np.ndarray) -> np.ndarray:
+        """Return where a score map (H x W) is kept."""
+        return OPERATORS[self.comparison](score, np.float32(self.threshold))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(keep=self.text, threshold=self.threshold, share=self.share)
+
+
+def resolve(texts: Sequence[str], store: StoreReader) -> tuple[Filter, ...]:
+    """Read filters of the form KIND<NUMBER, KIND<qPERCENT (or <=, >, >=) and find their thresholds in ``store``.
+
+    A percentile is that of all pixels of all images together.
+
+    Raises:
+        UserError: the form, the kind or the number is wrong, the store lacks the kind, or nothing would be kept.
+    """
+    return tuple(_resolve(text, store) for text in texts)
+
+
+def _resolve(text: str, store: StoreReader) -> Filter:
+    match = PATTERN.fullmatch(text)
+    kinds = ", ".join(SCORE_KINDS)
+    if match is None or match[1] not in SCORE_KINDS:
+        raise UserError(f"--keep {text!r} is not understood; write such as 'confidence>0.9' or 'entropy<q80' ({kinds})")
+    kind, comparison, percent, digits = match.groups()
+    try:
+        number = float(digits)
+    except ValueError as error:
+        raise UserError(f"--keep {text!r}: {digits!r} is no number; write such as 'confidence>0.9'") from error
+    if number > (100 if percent else 1):
+        raise UserError(f"--keep {text!r}: {kind} lies between 0 and 1, a percentile (q) between 0 and 100")
+    if not store.has(kind):
+        raise UserError(f"--keep {text!r}: store {store.path} holds no {kind}; make it with `sslseg pseudolabel`")
+    counts = np.zeros(SCORE_LEVELS, np.int64)
+    for name in track(store.ids, f"read {kind}", total=len(store)):
+        counts += np.bincount(store.stored(kind, name).ravel(), minlength=SCORE_LEVELS)
+    scores = np.arange(SCORE_LEVELS).astype(np.float32) * store.scale(kind)
+    if percent:
+        level = int(np.searchsorted(np.cumsum(counts), number / 100 * counts.sum()))
+        number = float(scores[min(level, SCORE_LEVELS - 1)])
+    share = float(counts[OPERATORS[comparison](scores, np.float32(number))].sum() / counts.sum())
+    if share == 0:
+        raise UserError(f"--keep {text!r} keeps no pixel of {store.path}; loosen it")
+    return Filter(text, kind, comparison, number, share)

@@ -1,0 +1,171 @@
+"""Mean Teacher and CutMix: the teacher, the targets, the losses, and what moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslseg.errors import UserError
+from sslseg.networks.teacher import Teacher, warmed_decay
+from tests.methods.conftest import build, labeled_branch, moved, other_branches, total
+
+MT = dict(consistency="mse", weight=2.0, rampup=0.0, decay=0.9)
+MIX = dict(mix="cutmix", consistency="ce", weight=1.0, threshold=0.3, per_pixel=False, decay=0.9)
+
+
+def batch(**more: Any) -> dict[str, dict]:
+    weak, strong = other_branches(**more)
+    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=strong)
+
+
+def predict(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    logits = network.decode_head(network.extract_feat(images))
+    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def test_teacher_is_an_average_of_all_state_and_never_trains() -> None:
+    method = build("MeanTeacher", **MT)
+    student, teacher = method.student, method.teacher
+    expected = {name: value.clone() for name, value in teacher.segmentor.state_dict().items()}
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        student(torch.randn(4, 3, 40, 48), mode="tensor")  # moves BatchNorm's statistics
+        method.begin_step(step, 10)
+        method.after_step()
+        decay = min(1 - 1 / (step + 1), 0.9)
+        for name, value in student.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
+    for name, value in teacher.segmentor.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    method.train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert method.deployed is teacher.segmentor
+
+
+def test_decay_begins_as_a_plain_mean() -> None:
+    assert [warmed_decay(step, 0.7) for step in range(5)] == pytest.approx([0, 1 / 2, 2 / 3, 0.7, 0.7])
+
+
+def test_teacher_follows_a_student_that_was_moved_to_other_tensors() -> None:
+    method = build("MeanTeacher", **MT)
+    method.double()  # as a move to a device does: buffers become new tensors
+    method.teacher._pairs = None
+    method.teacher.update(method.student, 0.0)
+    for name, value in method.student.state_dict().items():
+        assert torch.equal(method.teacher.segmentor.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("geometry", [False, True])
+@pytest.mark.parametrize("consistency", ["mse", "ce"])
+def test_mean_teacher_loss_equals_the_slow_one(consistency: str, geometry: bool) -> None:
+    method = build("MeanTeacher", **MT | dict(consistency=consistency))
+    given = batch(geometry=geometry)
+    labeled, weak, strong = given.values()
+    losses = method.loss(given)
+    method.train()
+    logits = predict(method.student, torch.cat((labeled["inputs"], strong["inputs"])))
+    targets = predict(method.teacher.segmentor, weak["inputs"]).softmax(1)
+    supervised = F.cross_entropy(logits[:2], labeled["labels"], ignore_index=255, reduction="sum") / labeled[
+        "labels"
+    ].numel()
+    values = []
+    for n in range(3):
+        for y in range(40):
+            for x in range(48):
+                source = x + 3 if geometry else x
+                if strong["valid"][n, y, x]:
+                    p, t = logits[2 + n, :, y, x].softmax(0), targets[n, :, y, source]
+                    values.append(((p - t) ** 2).mean() if consistency == "mse" else -(t * p.log()).sum())
+    torch.testing.assert_close(losses["decode.loss_ce"], supervised)
+    torch.testing.assert_close(losses["loss_consistency"], 2.0 * torch.stack(values).mean())
+
+
+def test_consistency_ramps_up() -> None:
+    method = build("MeanTeacher", **MT | dict(rampup=0.5))
+    given = batch()
+    weights = []
+    for step in (0, 25, 50, 99):
+        method.begin_step(step, 100)
+        weights.append(method.loss(given)["loss_consistency"].detach())
+    ratios = torch.stack(weights) / weights[-1]
+    torch.testing.assert_close(ratios, torch.exp(-5 * torch.tensor([1.0, 0.25, 0.0, 0.0])), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["MeanTeacher", "CutMix"])
+def test_the_student_learns_and_the_teacher_only_follows(name: str) -> None:
+    method = build(name, **(MT if name == "MeanTeacher" else MIX))
+    given = batch()
+    total(method.loss(given)).backward()
+    assert all(parameter.grad is None for parameter in method.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in method.student.parameters())
+    names = moved(method, given, steps=2)
+    for part in ("student.", "teacher.segmentor."):
+        learnt = {part + key for key, _ in method.student.named_parameters()}
+        assert learnt <= names, sorted(learnt - names)[:3]
+
+
+def test_unlabelled_images_teach_the_student() -> None:
+    given = batch()
+    plain, other = (build("MeanTeacher", **MT) for _ in range(2))
+    plain.weight = 0.0
+    moved(plain, given)
+    moved(other, given)
+    assert not torch.equal(plain.student.decode_head.conv_seg.weight, other.student.decode_head.conv_seg.weight)
+
+
+@pytest.mark.parametrize("consistency", ["ce", "mse"])
+@pytest.mark.parametrize("per_pixel", [False, True])
+@pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
+def test_cutmix_loss_equals_the_slow_one(
+    mix: str, per_pixel: bool, consistency: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = build("CutMix", **MIX | dict(mix=mix, per_pixel=per_pixel, consistency=consistency))
+    given = batch()
+    labeled, weak, strong = given.values()
+    kept = torch.rand(3, 1, 5, 6).gt(0.5).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    monkeypatch.setattr("sslseg.methods.cutmix.rectangles", lambda *a, **k: kept)
+    monkeypatch.setattr("sslseg.methods.cutmix.class_masks", lambda *a, **k: kept)
+    losses = method.loss(given)
+    predicted = predict(method.teacher.segmentor, weak["inputs"]).softmax(1)
+    images, targets, counted = torch.zeros_like(strong["inputs"]), torch.zeros_like(predicted), strong["valid"].clone()
+    for n in range(3):
+        for y in range(40):
+            for x in range(48):
+                if kept[n, 0, y, x] or mix == "cutout":
+                    source = n
+                else:
+                    source = (n + 1) % 3
+                if mix != "cutout" or kept[n, 0, y, x]:
+                    images[n, :, y, x] = strong["inputs"][source, :, y, x]
+                targets[n, :, y, x] = predicted[source, :, y, x]
+                counted[n, y, x] = strong["valid"][source, y, x] and (mix != "cutout" or kept[n, 0, y, x])
+    logits = predict(method.student, torch.cat((labeled["inputs"], images)))[2:]
+    if consistency == "ce":
+        values = F.cross_entropy(logits, targets.argmax(1), reduction="none")
+    else:
+        values = (logits.softmax(1) - targets).square().mean(1)
+    sure = targets.amax(1) > 0.3
+    expected = values[counted & sure].mean() if per_pixel else values[counted].mean() * sure[counted].float().mean()
+    assert 0 < sure[counted].float().mean() < 1
+    torch.testing.assert_close(losses["loss_consistency"], expected)
+
+
+def test_cutmix_says_what_it_cannot_do() -> None:
+    with pytest.raises(UserError, match="unlabeled-batch-size"):
+        build("CutMix", **MIX).loss(batch(number=1))
+    with pytest.raises(UserError, match="mixup"):
+        build("CutMix", **MIX | dict(mix="mixup"))
+
+
+def test_teacher_alone_can_be_copied_from_any_segmentor() -> None:
+    method = build("MeanTeacher", **MT)
+    teacher = Teacher(method.student)
+    images = torch.randn(2, 3, 40, 48)
+    method.student.eval()
+    torch.testing.assert_close(teacher(images), predict(method.student, images).softmax(1))

@@ -1,0 +1,124 @@
+"""Pure tensor functions against slow, obvious references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sslseg.functional.consistency import cross_entropy, mean, sigmoid_rampup, squared_error
+from sslseg.functional.geometry import warp
+from sslseg.functional.mixing import class_masks, paste, rectangles
+
+
+def slow_warp(image: torch.Tensor, matrix: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    """Nearest pixel, one at a time."""
+    channels, height, width = image.shape
+    moved = fill.reshape(-1, 1, 1).expand(channels, height, width).clone()
+    for y in range(height):
+        for x in range(width):
+            source = matrix.double() @ torch.tensor([x, y, 1.0], dtype=torch.float64)
+            column, row = (math.floor(float(value) + 0.5) for value in source)
+            if 0 <= row < height and 0 <= column < width:
+                moved[:, y, x] = image[:, row, column]
+    return moved
+
+
+@pytest.mark.parametrize("size", [(7, 7), (6, 11)])
+def test_warp_takes_the_nearest_pixel(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(5, 3, *size)
+    matrices = torch.eye(2, 3).repeat(5, 1, 1) + torch.randn(5, 2, 3) * torch.tensor([0.3, 0.3, 2.0])
+    fill = torch.tensor([1.0, 2.0, 3.0])
+    expected = torch.stack([slow_warp(image, matrix, fill) for image, matrix in zip(images, matrices, strict=True)])
+    torch.testing.assert_close(warp(images, matrices, mode="nearest", fill=fill), expected)
+
+
+def test_warp_by_whole_pixels_is_exact_in_both_modes() -> None:
+    image = torch.randint(0, 65536, (1, 1, 5, 6)).float()
+    shift = torch.tensor([[[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]])
+    for mode in ("nearest", "bilinear"):
+        moved = warp(image, shift, mode=mode, fill=65535.0)
+        torch.testing.assert_close(moved[0, 0, 1:, :4], image[0, 0, :-1, 2:])
+        assert (moved[0, 0, 0] == 65535).all()
+        assert (moved[0, 0, :, 4:] == 65535).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 45)])
+def test_rectangles_cover_half_the_image(size: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    masks = rectangles(200, size, device=torch.device("cpu"))
+    assert masks.shape == (200, 1, *size)
+    for mask in masks[:, 0]:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "not one full rectangle"
+        assert mask.sum() == len(rows) * len(columns)
+    shares = masks.float().mean(dim=(1, 2, 3))
+    assert (shares - 0.5).abs().max() < 0.04  # whole pixels only
+    heights = masks.any(dim=3).float().mean(dim=(1, 2))
+    assert heights.min() < 0.55
+    assert heights.max() > 0.95
+    assert rectangles(3000, size, device=torch.device("cpu")).any(dim=0).all(), "a pixel that is never covered"
+
+
+def test_class_masks_take_whole_classes_and_half_of_them() -> None:
+    torch.manual_seed(2)
+    labels = torch.randint(0, 5, (40, 6, 7))
+    labels[0] = 3
+    masks = class_masks(labels, 9)
+    chosen_ever: set[int] = set()
+    for label, mask in zip(labels, masks[:, 0], strict=True):
+        present = set(label.unique().tolist())
+        chosen = {c for c in present if mask[label == c].all()}
+        assert not any(mask[label == c].any() for c in present - chosen), "part of a class"
+        assert len(chosen) == math.ceil(len(present) / 2)
+        chosen_ever |= chosen
+    assert chosen_ever == {0, 1, 2, 3, 4}
+
+
+def test_paste_takes_the_rest_from_the_next_image() -> None:
+    images = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 2, 4, 4)
+    kept = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    kept[:, :, :2] = True
+    mixed = paste(images, kept)
+    for index in range(3):
+        assert (mixed[index, :, :2] == index).all()
+        assert (mixed[index, :, 2:] == (index + 1) % 3).all()
+
+
+def test_cross_entropy_counts_only_what_counts() -> None:
+    torch.manual_seed(3)
+    logits, targets = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5).softmax(1)
+    classes = torch.randint(0, 4, (2, 3, 5))
+    counted = torch.rand(2, 3, 5) < 0.6
+    soft, hard, squares, number = 0.0, 0.0, 0.0, 0
+    for n in range(2):
+        for y in range(3):
+            for x in range(5):
+                if counted[n, y, x]:
+                    p = [math.exp(v) for v in logits[n, :, y, x].tolist()]
+                    p = [v / sum(p) for v in p]
+                    t = targets[n, :, y, x].tolist()
+                    soft -= sum(b * math.log(a) for a, b in zip(p, t, strict=True))
+                    hard -= math.log(p[classes[n, y, x]])
+                    squares += sum((a - b) ** 2 for a, b in zip(p, t, strict=True)) / 4
+                    number += 1
+    assert float(cross_entropy(logits, targets, counted)) == pytest.approx(soft / number, rel=1e-5)
+    assert float(cross_entropy(logits, classes, counted)) == pytest.approx(hard / number, rel=1e-5)
+    assert float(squared_error(logits, targets, counted)) == pytest.approx(squares / number, rel=1e-5)
+
+
+def test_nothing_to_count_gives_zero_and_a_gradient_without_nan() -> None:
+    logits = torch.full((1, 2, 2, 2), torch.inf, requires_grad=True)
+    values = logits.sum(1)
+    result = mean(values, torch.zeros(1, 2, 2))
+    result.backward()
+    assert result.item() == 0
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_rampup_follows_its_formula() -> None:
+    assert sigmoid_rampup(0.0, 0.4) == pytest.approx(math.exp(-5))
+    assert sigmoid_rampup(0.1, 0.4) == pytest.approx(math.exp(-5 * 0.75**2))
+    assert sigmoid_rampup(0.4, 0.4) == sigmoid_rampup(0.9, 0.4) == sigmoid_rampup(0.0, 0.0) == 1
