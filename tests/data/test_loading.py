@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,9 +11,13 @@ import pytest
 import torch
 
 from sslseg.data.dataset import FixedBatches, StreamDataset, seed_everything, train_loader
+from sslseg.data.files import label_table, read_mask
+from sslseg.data.pseudo import PseudoMasks
 from sslseg.data.sampler import MixedSampler
+from sslseg.errors import UserError
 from sslseg.registry import import_mmseg
 from sslseg.split import Split
+from sslseg.store import StoreHeader, StoreReader, StoreWriter
 
 SHARED = [dict(type="PhotoMetricDistortion")]
 STRONG = [*SHARED, dict(type="RandomBlur"), dict(type="RandomGray", prob=0.5)]
@@ -45,9 +50,10 @@ def test_batches_have_a_branch_for_each_view(streams: StreamDataset) -> None:
         labeled_weak=2, unlabeled_strong=3, unlabeled_weak=3
     )
     for branch in batch.values():
-        assert all(image.shape == (3, 48, 56) and image.dtype == torch.uint8 for image in branch["inputs"])
-    assert all("gt_sem_seg" in sample for sample in batch["labeled_weak"]["data_samples"])
-    assert not any("gt_sem_seg" in sample for sample in batch["unlabeled_weak"]["data_samples"])
+        assert branch["inputs"].shape[1:] == (3, 48, 56)
+        assert branch["inputs"].dtype == torch.uint8
+    assert set(batch["labeled_weak"]) == {"inputs", "labels"}
+    assert set(batch["unlabeled_weak"]) == {"inputs", "valid"}
 
 
 def test_views_of_a_sample_are_pixel_aligned(streams: StreamDataset) -> None:
@@ -58,21 +64,18 @@ def test_views_of_a_sample_are_pixel_aligned(streams: StreamDataset) -> None:
             a, b = (cv2.Canny(view.numpy().mean(0).astype(np.uint8), 60, 120) > 0 for view in (weak, strong))
             shifts = {shift: (a & np.roll(b, shift, axis=1)).sum() for shift in (0, 5, 9)}
             assert shifts[0] >= max(shifts.values())
-        for left, right in zip(*(batch[f"unlabeled_{v}"]["data_samples"] for v in ("weak", "strong")), strict=True):
-            assert left.sample_id == right.sample_id
-            assert torch.equal(left.valid_map.data, right.valid_map.data)
+        assert torch.equal(batch["unlabeled_weak"]["valid"], batch["unlabeled_strong"]["valid"])
 
 
 def test_padding_is_known_on_both_streams(streams: StreamDataset) -> None:
     mean = torch.tensor([104, 116, 124], dtype=torch.uint8).view(3, 1, 1)
     seen = 0
     for batch in batches(streams, 12):
-        for image, sample in zip(*batch["unlabeled_weak"].values(), strict=True):
-            outside = ~sample.valid_map.data[0]
-            assert (image == mean).all(0)[outside].all()
-            seen += int(outside.sum())
-        for sample in batch["labeled_weak"]["data_samples"]:
-            assert set(sample.gt_sem_seg.data.unique().tolist()) <= {*range(7), 255}
+        weak = batch["unlabeled_weak"]
+        outside = ~weak["valid"]
+        assert (weak["inputs"] == mean).all(1)[outside].all()
+        seen += int(outside.sum())
+        assert set(batch["labeled_weak"]["labels"].unique().tolist()) <= {*range(7), 255}
     assert seen > 0
 
 
@@ -115,3 +118,30 @@ def test_fixed_batches_do_not_depend_on_the_number_of_ranks() -> None:
     assert whole == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
     parts = [list(FixedBatches(11, 3, rank=rank, world_size=3)) for rank in range(3)]
     assert sorted(batch for part in parts for batch in part) == whole
+
+
+def test_stored_masks_follow_their_images(streams: StreamDataset, toy_split: Split, tmp_path: Path) -> None:
+    """Masks stored from the truth equal the labels in every crop, scale and flip; what is not stored is ignored."""
+    samples = toy_split.samples("train")
+    header = StoreHeader(toy_split.dataset.classes, toy_split.dataset.palette, 255, len(samples) - 1)
+    with StoreWriter(tmp_path / "s.h5", header=header, ids=[sample.id for sample in samples[1:]]) as writer:
+        for sample in samples[1:]:
+            writer.add(sample.id, mask=read_mask(str(sample.mask), label_table(toy_split.dataset)))
+    streams.pseudo_masks = PseudoMasks(StoreReader(writer.finalize()))
+    ignored = 0
+    for batch in batches(streams, 8):
+        labeled = batch["labeled_weak"]
+        stored = torch.stack([(mask != 255).any() for mask in labeled["pseudo_masks"]])
+        assert torch.equal(labeled["labels"][stored], labeled["pseudo_masks"][stored])
+        ignored += int((~stored).sum())
+        assert torch.equal(batch["unlabeled_weak"]["pseudo_masks"] != 255, batch["unlabeled_weak"]["valid"])
+    assert 0 < ignored < 16
+
+
+def test_a_stored_mask_of_another_size_is_refused(toy_split: Split, tmp_path: Path) -> None:
+    header = StoreHeader(toy_split.dataset.classes, toy_split.dataset.palette, 255, 1)
+    with StoreWriter(tmp_path / "s.h5", header=header, ids=["a"]) as writer:
+        writer.add("a", mask=np.zeros((4, 5), np.uint8))
+    masks = PseudoMasks(StoreReader(writer.finalize()))
+    with pytest.raises(UserError, match="'a' is 4x5, its image 5x5"):
+        masks.read("a", (5, 5))
