@@ -59,12 +59,14 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("stop_at", [1, 7, 10])
+@pytest.mark.parametrize(
+    ("method", "stop_at"), [("supervised", 1), ("supervised", 7), ("supervised", 10), ("mean-teacher", 7), ("cutmix", 7)]
+)
 def test_stopped_and_resumed_equals_uninterrupted(
-    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch, method: str, stop_at: int
 ) -> None:
     # With a worker, so that drawing samples leaves this process's random numbers alone: dropout must come out equal, too.
-    options = replace(OPTIONS, workers=1)
+    options = replace(OPTIONS, workers=1, method=method)
     whole = train(toy_split, tmp_path / "whole", options)
     from sslseg.engine.steps import StepSeed
 
@@ -276,35 +278,44 @@ def test_pretrained_weights_come_from_the_configs_address(
     )
 
 
+RANKS = """
+import os, sys, torch, warnings
+warnings.simplefilter('ignore')
+from pathlib import Path
+import sslseg.engine.build as build
+from sslseg.engine.checkpoints import unwrap
+from sslseg.split import Split
+from sslseg.train import TrainOptions, train
+made = []
+original = build.build_training
+build.build_training = lambda *a: made.append(original(*a)) or made[-1]
+options = dict(iters=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3)
+split, method = Split.load(Path('splits/toy-4')), sys.argv[1]
+if method == 'three-stage':
+    from sslseg.refine import find_input, refine
+    refine(find_input('stage1'), split, Path('run'), TrainOptions(**options, launcher='pytorch'), stage=2)
+else:
+    train(split, Path('run'), TrainOptions(**options, method=method, launcher='pytorch'))
+torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth")
+"""
+
+
 @pytest.mark.slow
-def test_two_ranks_end_with_equal_weights(workspace: Path) -> None:
-    script = workspace / "ranks.py"
-    script.write_text(
-        "import os, sys, torch, warnings\n"
-        "warnings.simplefilter('ignore')\n"
-        "from pathlib import Path\n"
-        "import sslseg.engine.build as build\n"
-        "from sslseg.engine.checkpoints import unwrap\n"
-        "from sslseg.split import Split\n"
-        "from sslseg.train import TrainOptions, train\n"
-        "made = []\n"
-        "original = build.build_training\n"
-        "build.build_training = lambda *a: made.append(original(*a)) or made[-1]\n"
-        "options = TrainOptions(iters=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3, launcher='pytorch')\n"
-        "train(Split.load(Path('splits/toy-4')), Path('run'), options)\n"
-        "torch.save(unwrap(made[0].runner).state_dict(), f\"rank{os.environ['RANK']}.pth\")\n"
+@pytest.mark.parametrize("method", ["supervised", "mean-teacher", "cutmix", "three-stage"])
+def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
+    (workspace / "ranks.py").write_text(RANKS)
+    if method == "three-stage":
+        assert program("train", *SHORT, "--run-dir", "stage1", cwd=workspace).code == 0
+        assert program("pseudolabel", "stage1", "--subset", "train", "--workers", "0", cwd=workspace).code == 0
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [*launcher, str(workspace / "ranks.py"), method],
+        cwd=workspace,
+        env=os.environ | dict(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    environment = os.environ | dict(OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(workspace / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
     saved = weights(workspace / "run" / "checkpoints" / "last.pth")

@@ -1,0 +1,268 @@
+"""Stages by stages: what refine takes, writes and refuses, and that it can be stopped anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sslseg.errors import Interrupted
+from sslseg.inference import Protocol, with_tta
+from sslseg.refine import find_input, refine
+from sslseg.split import Split
+from sslseg.store import StoreReader
+from sslseg.store.keep import resolve
+from sslseg.train import TrainOptions
+from tests.conftest import SHORT, Sslseg, program
+
+
+@pytest.fixture
+def first(workspace: Path, trained: Path, sslseg: Sslseg) -> Path:
+    """Stage 1 in the working folder: a run with a store of all its training images."""
+    run = workspace / "runs" / "supervised-toy-4"
+    shutil.copytree(trained, run)
+    sslseg("pseudolabel", "runs/supervised-toy-4", "--subset", "train", "--workers", "0").path
+    return run
+
+
+def weights(run: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def test_stages_follow_each_other(first: Path, sslseg: Sslseg) -> None:
+    done = sslseg("refine", "--iters", "3", "--workers", "0")
+    assert done.path == Path("runs/stage2-toy-4")
+    record = json.loads((done.path / "run.json").read_text())
+    assert (record["method"], record["stage"], record["status"]) == ("ThreeStage", 2, "finished")
+    assert record["store"].endswith("supervised-toy-4/stores/train.h5")
+    third = sslseg("refine", done.path, "--iters", "3", "--json")
+    told = json.loads(third.out)
+    assert told["stage"] == 3
+    assert told["path"] == "runs/stage3-toy-4"
+    stores = [StoreReader(path) for path in (first / "stores/train.h5", done.path / "stores/train.h5", told["store"])]
+    assert stores[0].ids == stores[1].ids == stores[2].ids
+    assert stores[2].provenance["stage"] == 3
+    assert stores[2].provenance["learned_from"] == dict(content_sha256=stores[1].content_sha256, keep=[])
+    assert sslseg("eval", told["path"]).code == 0
+    fourth = sslseg("refine", told["path"], "--dry-run")
+    assert fourth.path == Path("runs/stage4-toy-4")
+    assert not fourth.path.exists()
+
+
+def test_a_stage_takes_over_what_the_one_before_was_trained_with(first: Path, sslseg: Sslseg) -> None:
+    from sslseg.config import load
+
+    before = load(first / "config.py")
+    after = load(sslseg("refine", "--iters", "2", "--lr", "1e-4").path / "config.py")
+    assert after.schedule.iters == 2
+    assert after.optimizer.lr == 1e-4
+    assert before.optimizer.lr == 3e-3
+    for key in ("model", "data", "evaluation"):
+        assert after[key] == before[key]
+    assert [transform["type"] for transform in after.views.strong] == ["RandAugment", "RandomCutouts"]
+
+
+def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(first: Path, sslseg: Sslseg) -> None:
+    run = sslseg("refine", "--iters", "1", "--lr", "1e-12").path
+    begun, before = weights(run), weights(first)
+    name = "student.backbone.layer3.0.conv1.weight"
+    assert not torch.allclose(begun[name], before[name])
+    exported = sslseg("export", run, "--out", "exported").path
+    plain = sslseg("export", first, "--out", "plain").path
+    states = [torch.load(next(path.glob("*.pth")), weights_only=True)["state_dict"] for path in (exported, plain)]
+    assert {key: value.shape for key, value in states[0].items()} == {
+        key: value.shape for key, value in states[1].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        (["--no-consistency"], {"method.consistency_weight": 0.0}),
+        (["--no-pseudo-task"], {"method.pseudo_weight": 0.0}),
+        (["--no-strong-augmentation"], {"views.strong": []}),
+        (["--stage", "3", "--branch", "g-hat"], {"method.stage": 3, "method.branch": "g-hat"}),
+        (["--no-ema"], {"method.decays": []}),
+        (["--set", "method.pseudo_weight=0.1"], {"method.pseudo_weight": 0.1}),
+    ],
+)
+def test_every_row_of_tables_v_and_vi_has_a_switch(first: Path, sslseg: Sslseg, flags: list, changed: dict) -> None:
+    from sslseg.config import flattened, load
+
+    config = load(sslseg("refine", "--iters", "1", *flags).path / "config.py").to_dict()
+    for key, value in changed.items():
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        assert node == value, flattened(config["method"])
+
+
+def test_labels_of_unlabelled_images_are_never_read(
+    first: Path, sslseg: Sslseg, toy_folder: Path, tmp_path: Path
+) -> None:
+    """With the masks of the unlabelled part gone from the disk, the same weights come out."""
+    bare = tmp_path / "bare"
+    shutil.copytree(toy_folder, bare)
+    split = Split.load(first / "split")
+    with_masks = sslseg("refine", "--iters", "3", "--run-dir", "with").path
+    for sample in split.samples("unlabeled"):
+        (bare / Path(str(sample.mask)).relative_to(toy_folder)).unlink()
+    without = sslseg("refine", first, "--iters", "3", "--run-dir", "without", "--data", bare).path
+    left, right = weights(with_masks), weights(without)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_keep_takes_the_pixels_it_names(first: Path, sslseg: Sslseg) -> None:
+    store = StoreReader(first / "stores" / "train.h5")
+    entropy = np.concatenate([store.entropy(name).ravel() for name in store.ids])
+    confident, low = resolve(["confidence>=0.5", "entropy<q30"], store)
+    assert low.threshold == pytest.approx(np.sort(entropy)[int(np.ceil(0.3 * entropy.size)) - 1])
+    assert low.share == pytest.approx((entropy < low.threshold).mean())
+    assert abs(low.share - 0.3) < 0.01
+    shares = [(store.confidence(name) >= 0.5).mean() for name in store.ids]
+    assert confident.share == pytest.approx(np.mean(shares))
+    run = sslseg("refine", "--iters", "1", "--keep", "entropy<q30", "--keep", "confidence>=0.5")
+    assert "--keep entropy<q30: " in run.err
+    learned = StoreReader(run.path / "stores" / "train.h5").provenance["learned_from"]
+    assert [entry["keep"] for entry in learned["keep"]] == ["entropy<q30", "confidence>=0.5"]
+    assert learned["keep"][0]["threshold"] == pytest.approx(low.threshold)
+
+
+def test_filters_drop_pixels_of_the_mask(first: Path) -> None:
+    from sslseg.data.pseudo import PseudoMasks
+
+    store = StoreReader(first / "stores" / "train.h5")
+    (kept,) = resolve(["entropy<q30"], store)
+    name = store.ids[3]
+    expected = np.where(store.entropy(name) < np.float32(kept.threshold), store.mask(name), 255)
+    read = PseudoMasks(store, [kept]).read(name, store.mask(name).shape)
+    np.testing.assert_array_equal(read, expected)
+    assert 0 < (read == 255).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep", "sharpness>1"], "'confidence>0.9' or 'entropy<q80'"),
+        (["--keep", "entropy<1.5"], "between 0 and 1"),
+        (["--keep", "entropy<q120"], "between 0 and 100"),
+        (["--keep", "confidence>1.0"], "keeps no pixel"),
+        (["--keep", "confidence>0..9"], "is no number"),
+        (["--stage", "1"], "stage 1 is `sslseg train --method supervised`"),
+        (["--branch", "g-bar"], "g-hat, g-tilde"),
+        (["--checkpoint", "first"], "best or last"),
+        (["splits/toy-4"], "is a split"),
+        (["nowhere.h5"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_clear_line(first: Path, sslseg: Sslseg, arguments: list, message: str) -> None:
+    done = sslseg("refine", *arguments, "--iters", "1")
+    assert done.code == 2
+    assert message in done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("error:")]) == 1
+    assert "Traceback" not in done.err
+
+
+def test_stores_that_do_not_cover_the_split_are_refused(
+    first: Path, sslseg: Sslseg, workspace: Path, toy_folder: Path
+) -> None:
+    sslseg("pseudolabel", first, "--subset", "val", "--workers", "0", "--out", "val.h5").path
+    done = sslseg("refine", "val.h5", "--iters", "1")
+    assert (done.code, "lacks 12 of 12 unlabelled images" in done.err) == (2, True), done.err
+    sslseg("pseudolabel", first, "--images", toy_folder / "images", "--workers", "0", "--out", "folder.h5").path
+    done = sslseg("refine", "folder.h5", "--iters", "1")
+    assert (done.code, "which is no image of the split" in done.err) == (2, True), done.err
+    sslseg("split", "--count", "8", "--data", toy_folder, "--out", "other")
+    done = sslseg("refine", first, "--split", "other", "--iters", "1")
+    assert (done.code, "another split" in done.err) == (2, True), done.err
+    shutil.rmtree(first / "stores")
+    done = sslseg("refine", first, "--iters", "1")
+    assert (done.code, "has no store yet" in done.err) == (2, True), done.err
+
+
+def test_a_store_of_the_unlabelled_part_will_do_and_says_what_is_missing(first: Path, sslseg: Sslseg) -> None:
+    sslseg("pseudolabel", first, "--workers", "0").path
+    done = sslseg("refine", first / "stores" / "unlabeled.h5", "--iters", "1")
+    assert "no masks of 4 labelled images" in done.err
+    assert len(StoreReader(done.path / "stores" / "unlabeled.h5")) == 12
+
+
+def test_training_the_method_directly_names_the_right_command(workspace: Path, sslseg: Sslseg) -> None:
+    done = sslseg("train", "--method", "three-stage", *SHORT)
+    assert (done.code, "sslseg refine STORE" in done.err) == (2, True)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(
+    first: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sslseg.engine.steps import StepSeed
+    from sslseg.pseudolabel import StoreWriter
+
+    options = TrainOptions(iters=12, workers=1, val_interval=5)
+    split, given = Split.load(first / "split"), find_input(first)
+    whole, _ = refine(given, split, workspace / "whole", options, stage=2)
+
+    def interrupt(self: StepSeed, runner: object, batch_idx: int, data_batch: object, outputs: object = None) -> None:
+        if batch_idx + 1 == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSeed, "after_train_iter", interrupt)
+        with pytest.raises(Interrupted, match="step 7 of 12"):
+            refine(given, split, workspace / "parts", options, stage=2)
+    resumed = TrainOptions(iters=12, workers=1, val_interval=5, resume=True)
+    original = StoreWriter.add
+
+    def fail(self: StoreWriter, name: str, **maps: np.ndarray) -> None:
+        if len(self.done) == 0 and name == given.store.ids[9]:
+            raise KeyboardInterrupt
+        original(self, name, **maps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "add", fail)
+        with pytest.raises(Interrupted, match="unfinished"):
+            refine(given, split, workspace / "parts", resumed, stage=2)
+    parts, store = refine(given, split, workspace / "parts", resumed, stage=2)
+    for name in ("last.pth", "best.pth"):
+        assert (parts.checkpoints / name).read_bytes() == (whole.checkpoints / name).read_bytes()
+    assert StoreReader(store).content_sha256 == StoreReader(whole.stores / "train.h5").content_sha256
+    times = [path.stat().st_mtime_ns for path in (store, parts.checkpoints / "last.pth")]
+    refine(given, split, workspace / "parts", resumed, stage=2)
+    assert times == [path.stat().st_mtime_ns for path in (store, parts.checkpoints / "last.pth")]
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Protocol(),
+        Protocol("slide", (64, 96)),
+        Protocol("slide", (64, 96), (30, 50)),
+        Protocol("center-crop", (5, 6)),
+        with_tta(Protocol("slide", (64, 96))),
+        Protocol(scales=(0.5, 1.0)),
+    ],
+)
+def test_a_written_protocol_can_be_read_back(protocol: Protocol) -> None:
+    assert Protocol.parse(str(protocol)) == protocol
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_in_a_shell_and_on_two_ranks(workspace: Path) -> None:
+    train = program("train", *SHORT, cwd=workspace)
+    store = program("pseudolabel", "-", "--subset", "all", "--workers", "0", cwd=workspace, stdin=train.out)
+    second = program("refine", "-", "--stage", "2", "--workers", "0", cwd=workspace, stdin=store.out)
+    source = second.out.strip()  # several processes cannot share one standard input
+    third = program("refine", source, "--stage", "3", "--workers", "0", cwd=workspace, ranks=2)
+    scores = program("eval", "-", "--workers", "0", cwd=workspace, stdin=third.out)
+    for done in (train, store, second, third, scores):
+        assert done.code == 0, done.err
+    assert "mIoU" in json.loads((workspace / scores.out.strip()).read_text())
+    assert StoreReader(workspace / third.out.strip() / "stores" / "all.h5").ids == StoreReader(
+        workspace / store.out.strip()
+    ).ids
