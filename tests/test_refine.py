@@ -263,6 +263,7 @@ def test_the_whole_pipeline_in_a_shell_and_on_two_ranks(workspace: Path) -> None
     for done in (train, store, second, third, scores):
         assert done.code == 0, done.err
     assert "mIoU" in json.loads((workspace / scores.out.strip()).read_text())
-    assert StoreReader(workspace / third.out.strip() / "stores" / "all.h5").ids == StoreReader(
-        workspace / store.out.strip()
-    ).ids
+    assert (
+        StoreReader(workspace / third.out.strip() / "stores" / "all.h5").ids
+        == StoreReader(workspace / store.out.strip()).ids
+    )

@@ -60,7 +60,8 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "stop_at"), [("supervised", 1), ("supervised", 7), ("supervised", 10), ("mean-teacher", 7), ("cutmix", 7)]
+    ("method", "stop_at"),
+    [("supervised", 1), ("supervised", 7), ("supervised", 10), ("mean-teacher", 7), ("cutmix", 7)],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
     tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch, method: str, stop_at: int

@@ -165,7 +165,11 @@ def small(backbone: dict, **head: Any) -> ConfigDict:
 
 
 MIT = dict(
-    type="MixVisionTransformer", embed_dims=16, num_layers=[1, 1, 1, 2], num_heads=[1, 2, 4, 8], out_indices=(0, 1, 2, 3)
+    type="MixVisionTransformer",
+    embed_dims=16,
+    num_layers=[1, 1, 1, 2],
+    num_heads=[1, 2, 4, 8],
+    out_indices=(0, 1, 2, 3),
 )
 SWIN = dict(type="SwinTransformer", embed_dims=16, depths=(1, 1, 1, 2), num_heads=(1, 2, 4, 8), window_size=3)
 RESNEXT = dict(type="ResNet", depth=50, base_channels=4, stem_channels=8, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
