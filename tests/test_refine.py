@@ -175,7 +175,7 @@ def test_stores_that_do_not_cover_the_split_are_refused(
     sslseg("pseudolabel", first, "--subset", "val", "--workers", "0", "--out", "val.h5").path
     done = sslseg("refine", "val.h5", "--iters", "1")
     assert (done.code, "lacks 12 of 12 unlabelled images" in done.err) == (2, True), done.err
-    sslseg("pseudolabel", first, "--images", toy_folder / "images", "--workers", "0", "--out", "folder.h5").path
+    sslseg("pseudolabel", first, "--images", toy_folder / "images", "--workers", "0", "--out", "folder.h5")
     done = sslseg("refine", "folder.h5", "--iters", "1")
     assert (done.code, "which is no image of the split" in done.err) == (2, True), done.err
     sslseg("split", "--count", "8", "--data", toy_folder, "--out", "other")

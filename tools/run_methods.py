@@ -1,4 +1,4 @@
-"""Train methods on equal terms, seed by seed: python tools/run_methods.py FOLDER --seeds 0 1 2 [--data DATA] [-- TRAIN OPTIONS].
+"""Train methods on equal terms, seed by seed: python tools/run_methods.py FOLDER --seeds 0 1 2 [-- TRAIN OPTIONS].
 
 Every seed gets a split, a supervised run and its store of pseudo-masks; the other methods follow with the same split, seed and number of
 steps. Seeds of training and split are alike. All runs predict with their last checkpoint, so validation labels choose nothing. Each step
@@ -65,8 +65,9 @@ class Chain:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="working folder; made if missing")
-    parser.add_argument("--data", type=Path, help="a dataset for `sslseg init`; by default the embedded one")
+    parser.add_argument(
+        "folder", type=Path, help="working folder; `sslseg init` there names a dataset, else it is the embedded one"
+    )
     parser.add_argument("--ratio", help="labelled share (default: 1/16, unless --count is given)")
     parser.add_argument("--count", help="number of labelled images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -77,8 +78,6 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
     chains = [Chain(folder, seed, threads) for seed in options.seeds]
-    if options.data is not None and not (folder / "sslseg.toml").exists():
-        chains[0].run("init", "--data", str(options.data.absolute()))
     share = ["--count", options.count] if options.count else ["--ratio", options.ratio or "1/16"]
     # The first split draws the embedded dataset, which the others then find.
     chains[0].run("split", "--seed", str(options.seeds[0]), "--out", f"splits/seed{options.seeds[0]}", *share)
