@@ -5,9 +5,15 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
+# Of `make three-stage`: a folder of images and masks (empty: the embedded dataset), the labelled share, where to work, and
+# options of `sslseg train` such as TRAIN="--iters 4000 --crop 320".
+DATA ?=
+RATIO ?= 1/8
+WORK ?= three-stage
+TRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format typecheck docs docs-serve bench ci clean
+.PHONY: help setup demo three-stage test test-fast lint format typecheck docs docs-serve bench ci clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,8 +25,18 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Split, train, pseudolabel and eval on the embedded dataset, in the folder demo/
+demo: $(READY) ## Split, train, pseudolabel, refine and eval on the embedded dataset, in the folder demo/
 	$(BIN)/python tools/demo.py $(DEMO)
+
+three-stage: $(READY) ## Three-stage self-training: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
+	mkdir -p $(WORK)
+	cd $(WORK) && { test -z "$(DATA)" || test -e sslseg.toml || $(BIN)/sslseg init --data $(abspath $(DATA)); }
+	cd $(WORK) && $(BIN)/sslseg split --ratio $(RATIO) --out split
+	cd $(WORK) && $(BIN)/sslseg train --method supervised --split split --run-dir stage1 --resume $(TRAIN)
+	cd $(WORK) && $(BIN)/sslseg pseudolabel stage1 --subset train --resume
+	cd $(WORK) && $(BIN)/sslseg refine stage1 --stage 2 --run-dir stage2 --resume $(TRAIN)
+	cd $(WORK) && $(BIN)/sslseg refine stage2 --stage 3 --run-dir stage3 --resume $(TRAIN)
+	cd $(WORK) && $(BIN)/sslseg eval stage3
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest

@@ -27,7 +27,7 @@ def first(workspace: Path, trained: Path, sslseg: Sslseg) -> Path:
     """Stage 1 in the working folder: a run with a store of all its training images."""
     run = workspace / "runs" / "supervised-toy-4"
     shutil.copytree(trained, run)
-    sslseg("pseudolabel", "runs/supervised-toy-4", "--subset", "train", "--workers", "0").path
+    assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
     return run
 
 
@@ -172,7 +172,7 @@ def test_bad_input_is_one_clear_line(first: Path, sslseg: Sslseg, arguments: lis
 def test_stores_that_do_not_cover_the_split_are_refused(
     first: Path, sslseg: Sslseg, workspace: Path, toy_folder: Path
 ) -> None:
-    sslseg("pseudolabel", first, "--subset", "val", "--workers", "0", "--out", "val.h5").path
+    assert sslseg("pseudolabel", first, "--subset", "val", "--workers", "0", "--out", "val.h5").code == 0
     done = sslseg("refine", "val.h5", "--iters", "1")
     assert (done.code, "lacks 12 of 12 unlabelled images" in done.err) == (2, True), done.err
     sslseg("pseudolabel", first, "--images", toy_folder / "images", "--workers", "0", "--out", "folder.h5")
@@ -187,7 +187,7 @@ def test_stores_that_do_not_cover_the_split_are_refused(
 
 
 def test_a_store_of_the_unlabelled_part_will_do_and_says_what_is_missing(first: Path, sslseg: Sslseg) -> None:
-    sslseg("pseudolabel", first, "--workers", "0").path
+    assert sslseg("pseudolabel", first, "--workers", "0").code == 0
     done = sslseg("refine", first / "stores" / "unlabeled.h5", "--iters", "1")
     assert "no masks of 4 labelled images" in done.err
     assert len(StoreReader(done.path / "stores" / "unlabeled.h5")) == 12

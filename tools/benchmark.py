@@ -1,19 +1,22 @@
 """Write a benchmark page from runs' own records: python tools/benchmark.py PAGE RUN [RUN ...].
 
-Runs of one method, one split ratio and one number of steps form a row; its seeds give mean and spread. Last and best checkpoint are
-both reported, with the evaluation mode. Between the two markers of PAGE everything is written anew; the text around them stays.
+Runs of equal settings form a row; its seeds give mean and spread (the sample standard deviation). Last and best checkpoint are both
+reported, with the evaluation mode, and the quality of the pseudo-masks where it was measured. Between the two markers of PAGE everything is written anew; the text around them stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pages import rewritten
 
+from sslseg.config import load
 from sslseg.run import Run
 from sslseg.split import Split
 
@@ -23,33 +26,63 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def label(record: dict[str, Any]) -> str:
+    """Return what a row is called: the method, and the stage of three-stage self-training."""
+    stage = record.get("stage")
+    return record["method"] + (f", stage {stage}" if stage else "")
+
+
+def pseudo_masks(run: Run) -> float | None:
+    """Return the mIoU of the run's pseudo-masks of unlabelled images, where `sslseg eval` has measured it."""
+    found = sorted(run.stores.glob("*-eval-unlabeled.json"))
+    return json.loads(found[-1].read_text())["mIoU"] if found else None
+
+
+def joined(values: Iterable[Any]) -> str:
+    return ", ".join(sorted(set(map(str, values))))
+
+
 def table(runs: list[Run]) -> str:
-    """Return the Markdown table of finished runs."""
+    """Return the Markdown table of finished runs; runs of other settings never share a row."""
     rows: dict[tuple[Any, ...], list[tuple[Run, dict[str, Any], Split]]] = defaultdict(list)
     for run in runs:
         record, split = run.read(), Split.load(run.split_folder)
         if record["status"] != "finished":
             raise SystemExit(f"{run.folder} is not finished")
-        rows[(split.dataset.name, len(split.labeled), record["method"], record["iters"])].append((run, record, split))
-    lines = [
-        "| dataset | labelled images | method | steps | seeds (training / split) | mIoU, last | mIoU, best | mode | machine | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (dataset, labeled, method, steps), found in sorted(rows.items()):
+        config = load(run.config_path)
+        settings = [str(config.get(key)) for key in ("model", "method", "optimizer", "schedule", "data", "views")]
+        key = (split.dataset.name, len(split.labeled), record["iters"], order(record), label(record), *settings)
+        rows[key].append((run, record, split))
+    headings = "dataset, labelled images, method, steps, seeds (training / split), mIoU last, mIoU best"
+    headings += ", mIoU of pseudo-masks, mode, machine, commit"
+    lines = ["| " + headings.replace(", ", " | ") + " |", "|---" * len(headings.split(", ")) + "|"]
+    for (dataset, labeled, steps, _, name, *_), found in sorted(rows.items()):
         records = [record for _, record, _ in found]
-        seeds = ", ".join(sorted(f"{record['seed']} / {split.seed}" for _, record, split in found))
         last, best = (spread([record[which]["mIoU"] for record in records]) for which in ("last", "best"))
-        modes, devices, commits = (
-            ", ".join(sorted({str(value) for value in values}))
-            for values in (
-                (record["protocol"] for record in records),
-                (record["environment"]["device"] for record in records),
-                (record["environment"].get("commit", "-") for record in records),
-            )
+        stored = [value for run, _, _ in found if (value := pseudo_masks(run)) is not None]
+        environments = [record["environment"] for record in records]
+        cells = (
+            dataset,
+            labeled,
+            name,
+            steps,
+            joined(f"{record['seed']} / {split.seed}" for _, record, split in found),
+            last,
+            best,
+            spread(stored) if stored else "-",
+            joined(record["protocol"] for record in records),
+            joined(environment["device"] for environment in environments),
+            joined(environment.get("commit", "-") for environment in environments),
         )
-        cells = (dataset, labeled, method, steps, seeds, last, best, modes, devices, commits)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def order(record: dict[str, Any]) -> tuple[int, int]:
+    """Sort methods as the papers' tables do: the baselines first."""
+    known = ("Supervised", "MeanTeacher", "CutMix")
+    method = record["method"]
+    return known.index(method) if method in known else len(known), record.get("stage", 0)
 
 
 def main() -> None:
