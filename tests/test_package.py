@@ -11,12 +11,17 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sslseg.config import config_names, config_root, load_named, model_names
+from sslseg.config import config_names, config_root, load_model, load_named, model_names
+from sslseg.data.files import read_image, read_mask
+from sslseg.data.transforms import MultiView
 from sslseg.errors import UserError
+from sslseg.registry import METHODS
 from sslseg.split import Split, SplitOptions, make_split
-from sslseg.train import TrainOptions, train
+from sslseg.train import TrainOptions, batch_counts, build_config, train
+from tests.conftest import SHORT
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -88,14 +93,81 @@ def test_a_step_is_measured_against_its_bare_passes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(CHECKOUT / "tools" / "bench_train.py"),
-        "--steps",
-        "6",
-        "--batch-size",
-        "2",
-        "--json",
+        *("--method", "supervised", "three-stage"),
+        *("--steps", "6", "--batch-size", "2", "--json"),
     ]
     environment = os.environ | dict(OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["step_ratio"] == pytest.approx(report["step_ms"] / report["bare_ms"])
+    reports = list(map(json.loads, done.stdout.splitlines()))
+    assert [report["method"] for report in reports] == ["supervised", "three-stage"]
+    for report in reports:
+        assert report["step_ratio"] == pytest.approx(report["step_ms"] / report["bare_ms"])
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_config_describes_a_method_that_can_be_built(toy_split: Split, name: str) -> None:
+    config = build_config(toy_split, TrainOptions(config=name, pretrained="none"))
+    model = METHODS.build(dict(config.method, segmentor=load_model("deeplabv3plus_r18s") | dict(type="EncoderDecoder")))
+    for stream, views in model.views.items():
+        assert all(MultiView(stream, {view: config.views[view]}) for view in views)
+    assert batch_counts(config, model.views)
+
+
+def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split) -> None:
+    """Ke et al., Sec. IV-B."""
+    voc = {name: build_config(toy_split, TrainOptions(config=f"three-stage/voc_{name}")) for name in VOC}
+    for name, (weight, first, second) in VOC.items():
+        config = voc[name]
+        assert config.method.consistency_weight == config.method.pseudo_weight == weight
+        assert batch_counts(config, ("labeled", "train")) == dict(labeled=second, train=first)
+        assert tuple(config.data.crop) == (321, 321)
+        assert (config.optimizer.type, config.optimizer.lr, config.schedule.iters) == ("Adam", 3e-5, 60000)
+        assert config.model.decode_head.type == "DeepLabV2Head"
+        assert config.model.backbone.depth == 101
+    city = build_config(toy_split, TrainOptions(config="three-stage/cityscapes_1488"))
+    assert batch_counts(city, ("labeled", "train")) == dict(labeled=2, train=3)
+    assert (tuple(city.data.crop), tuple(city.data.scale)) == ((256, 512), (1.0, 1.0))
+
+
+VOC = {"1_50": (0.25, 1, 9), "1_20": (1.25, 1, 9), "1_8": (0.625, 2, 8)}
+
+
+def test_a_dataset_can_be_made_smaller(toy_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(CHECKOUT / "tools" / "resize_dataset.py"), str(toy_folder), str(tmp_path / "half")]
+    subprocess.run([*command, "--factor", "0.5"], check=True, capture_output=True)
+    name = "train/000.png"
+    table = np.arange(1 << 16).astype(np.uint16)
+    before, after = (read_mask(root / "masks" / name, table) for root in (toy_folder, tmp_path / "half"))
+    assert after.shape == (32, 32)
+    # Nearest: every label comes from the block that it stands for.
+    blocks = before.reshape(32, 2, 32, 2).transpose(0, 2, 1, 3).reshape(32, 32, 4)
+    assert (blocks == after[..., None]).any(axis=2).all()
+    image = read_image(tmp_path / "half" / "images" / name).astype(float)
+    mean = read_image(toy_folder / "images" / name).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(image - mean).max() <= 1
+    assert (tmp_path / "half" / "classes.txt").exists()
+
+
+@pytest.mark.slow
+def test_methods_are_run_on_equal_terms_and_only_once(tmp_path: Path, toy_folder: Path) -> None:
+    environment = os.environ | dict(OMP_NUM_THREADS="1")
+    work = tmp_path / "work"
+    work.mkdir()
+    init = [sys.executable, "-m", "sslseg", "init", "--data", str(toy_folder)]
+    subprocess.run(init, cwd=work, env=environment, check=True, capture_output=True)
+    command = [sys.executable, str(CHECKOUT / "tools" / "run_methods.py"), str(work), "--count", "4", "--seeds", "3"]
+    command += ["--methods", "supervised", "three-stage", "--", *SHORT]
+    for _ in range(2):
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    runs = [work / "runs" / f"{name}-seed3" for name in ("supervised", "stage2", "stage3")]
+    assert (work / "seed3.log").read_text().count("step 4/4 loss") == 3
+    page = tmp_path / "page.md"
+    page.write_text("<!-- written by tools/benchmark.py -->\n<!-- end of what is written -->\n")
+    command = [sys.executable, str(CHECKOUT / "tools" / "benchmark.py"), str(page), *map(str, runs)]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if "| toy |" in line]
+    assert [row[2] for row in rows] == ["Supervised", "ThreeStage, stage 2", "ThreeStage, stage 3"]
+    quality = json.loads((runs[1] / "stores" / "train-eval-unlabeled.json").read_text())
+    assert quality["images"] == 12
+    assert rows[1][7] == f"{quality['mIoU']:.2f}"

@@ -1,4 +1,4 @@
-"""Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME].
+"""Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME ...].
 
 The bare passes are every network's passes on the same images, already on the device: the student's (with a second branch) forward and
 backward and the optimiser's step, and the teacher's forward; no loss, no augmentation, no average. The step is what mmengine's loop
@@ -21,6 +21,7 @@ from mmengine.device import get_device
 from pages import rewritten
 from rich.console import Console
 
+from sslseg.config import parse_assignment
 from sslseg.data.files import label_table, read_mask
 from sslseg.data.labels import ignore_value
 from sslseg.data.layouts.shapes import describe
@@ -67,6 +68,9 @@ def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None)
             network = model.teacher.segmentor
             network.decode_head(network.extract_feat(teacher))
     return total
+
+
+console = Console(highlight=False, soft_wrap=True)
 
 
 def synchronize() -> None:
@@ -149,52 +153,44 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
     )
 
 
+HEADINGS = ("method", "model", "device", "batch", "crop", "step / bare passes", "waiting for the loader / bare passes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", default="supervised")
+    parser.add_argument("--method", nargs="+", default=["supervised", "mean-teacher", "cutmix", "three-stage"])
     parser.add_argument("--model")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8, help="labelled images, and as many others")
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", dest="assignments", action="append", default=[], help="a.b=value of the config")
     parser.add_argument("--page", type=Path, help="documentation page to write the figures into")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of text")
     asked = parser.parse_args()
-    options = TrainOptions(
-        method=asked.method,
-        model=asked.model,
-        iters=10 * asked.steps,
-        batch_size=asked.batch_size,
-        crop=(asked.crop, asked.crop),
-        device=asked.device,
-        pretrained="none",
-    )
-    report = measure(options, steps=asked.steps)
-    if asked.json:
-        print(json.dumps(report))
-        return
-    headings = (
-        "method",
-        "model",
-        "device",
-        "batch",
-        "crop",
-        "step / bare passes",
-        "waiting for the loader / bare passes",
-    )
-    row = (
-        report["method"],
-        report["model"],
-        report["device"],
-        str(asked.batch_size),
-        str(asked.crop),
-        f"{report['step_ratio']:.2f}",
-        f"{report['load_ratio']:.2f}",
-    )
+    rows = []
+    for method in asked.method:
+        options = TrainOptions(
+            method=method,
+            model=asked.model,
+            iters=10 * asked.steps,
+            batch_size=asked.batch_size,
+            crop=(asked.crop, asked.crop),
+            device=asked.device,
+            pretrained="none",
+            assignments=dict(map(parse_assignment, asked.assignments)),
+        )
+        report = measure(options, steps=asked.steps)
+        ratios = (f"{report[name]:.2f}" for name in ("step_ratio", "load_ratio"))
+        row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios)
+        rows.append(row)
+        if asked.json:
+            print(json.dumps(report))
+        else:
+            console.print(", ".join(f"{name}: {value}" for name, value in zip(HEADINGS, row, strict=True)))
     if asked.page is not None:
-        text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings), row))
-        asked.page.write_text(rewritten(asked.page.read_text(), text, tool="tools/bench_train.py"))
-    Console(highlight=False).print(", ".join(f"{name}: {value}" for name, value in zip(headings, row, strict=True)))
+        lines = ["| " + " | ".join(cells) + " |" for cells in (HEADINGS, ["---"] * len(HEADINGS), *rows)]
+        asked.page.write_text(rewritten(asked.page.read_text(), "\n".join(lines), tool="tools/bench_train.py"))
 
 
 if __name__ == "__main__":
