@@ -14,7 +14,8 @@ U2PL and of the three-stage paper. Cutout (same paper) and ClassMix (Olsson et a
 Choices: partners are neighbours in the batch. ``ce`` takes the teacher's most probable class as target, as ClassMix and
 U2PL do, ``mse`` its distribution, as French et al. do. As there, the loss is multiplied with the share of pixels whose
 confidence passes the threshold, so that it grows with the teacher; ``per_pixel`` leaves the other pixels out instead.
-The teacher sees the weak view; the student mixes the strong one, which is the weak one unless ``views.strong`` says more.
+As in their program, the weight
+may ramp up. The teacher sees the weak view; the student mixes the strong one, which is the weak one unless ``views.strong`` says more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
 from sslseg.errors import UserError
-from sslseg.functional.consistency import cross_entropy, mean, squared_error
+from sslseg.functional.consistency import cross_entropy, mean, sigmoid_rampup, squared_error
 from sslseg.functional.mixing import class_masks, paste, rectangles
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.networks.teacher import Teacher, warmed_decay
@@ -41,7 +42,8 @@ class CutMix(SemiSegmentor):
     Args:
         mix: ``cutmix``, ``cutout`` (the other half is grey and does not count) or ``classmix``.
         consistency: ``ce`` or ``mse``.
-        weight: of the consistency.
+        weight: of the consistency once ramped up.
+        rampup: share of the training over which it grows.
         threshold: confidence that a pixel's prediction must pass.
         per_pixel: leave unsure pixels out, instead of weighting the loss with the share of sure ones.
         decay: of the moving average.
@@ -56,6 +58,7 @@ class CutMix(SemiSegmentor):
         mix: str,
         consistency: str,
         weight: float,
+        rampup: float,
         threshold: float,
         per_pixel: bool,
         decay: float,
@@ -63,7 +66,7 @@ class CutMix(SemiSegmentor):
         super().__init__(segmentor=segmentor)
         if mix not in MIXES:
             raise UserError(f"method.mix {mix!r} is unknown; use one of: {', '.join(MIXES)}")
-        self.mix, self.consistency, self.weight = mix, consistency, weight
+        self.mix, self.consistency, self.weight, self.rampup = mix, consistency, weight, rampup
         self.threshold, self.per_pixel, self.decay = threshold, per_pixel, decay
         self.teacher = Teacher(self.student)
 
@@ -90,8 +93,9 @@ class CutMix(SemiSegmentor):
             counted = counted & passing
         hard = self.consistency == "ce"
         loss = cross_entropy(own, classes, counted) if hard else squared_error(own, targets, counted)
+        weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
         share = 1.0 if self.per_pixel else sure
-        return losses | dict(loss_consistency=self.weight * share * loss, sure=sure)
+        return losses | dict(loss_consistency=weight * share * loss, sure=sure)
 
     def mixed(self, images: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mix images, their targets and which pixels count by one mask.

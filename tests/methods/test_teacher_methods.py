@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,12 @@ import torch.nn.functional as F
 
 from sslseg.errors import UserError
 from sslseg.networks.teacher import Teacher, warmed_decay
+from sslseg.split import Split
+from sslseg.train import TrainOptions, train
 from tests.methods.conftest import build, labeled_branch, moved, other_branches, total
 
 MT = dict(consistency="mse", weight=2.0, rampup=0.0, decay=0.9)
-MIX = dict(mix="cutmix", consistency="ce", weight=1.0, threshold=0.3, per_pixel=False, decay=0.9)
+MIX = dict(mix="cutmix", consistency="ce", weight=1.0, rampup=0.0, threshold=0.3, per_pixel=False, decay=0.9)
 
 
 def batch(**more: Any) -> dict[str, dict]:
@@ -86,12 +90,14 @@ def test_mean_teacher_loss_equals_the_slow_one(consistency: str, geometry: bool)
     torch.testing.assert_close(losses["loss_consistency"], 2.0 * torch.stack(values).mean())
 
 
-def test_consistency_ramps_up() -> None:
-    method = build("MeanTeacher", **MT | dict(rampup=0.5))
+@pytest.mark.parametrize("name", ["MeanTeacher", "CutMix"])
+def test_consistency_ramps_up(name: str) -> None:
+    method = build(name, **(MT if name == "MeanTeacher" else MIX) | dict(rampup=0.5))
     given = batch()
     weights = []
     for step in (0, 25, 50, 99):
         method.begin_step(step, 100)
+        torch.manual_seed(0)
         weights.append(method.loss(given)["loss_consistency"].detach())
     ratios = torch.stack(weights) / weights[-1]
     torch.testing.assert_close(ratios, torch.exp(-5 * torch.tensor([1.0, 0.25, 0.0, 0.0])), rtol=1e-4, atol=1e-6)
@@ -169,3 +175,27 @@ def test_teacher_alone_can_be_copied_from_any_segmentor() -> None:
     images = torch.randn(2, 3, 40, 48)
     method.student.eval()
     torch.testing.assert_close(teacher(images), predict(method.student, images).softmax(1))
+
+
+@pytest.mark.parametrize("method", ["mean-teacher", "cutmix"])
+def test_in_training_the_teacher_starts_as_the_student_and_follows_every_step(
+    tmp_path: Path, toy_split: Split, trained: Path, method: str
+) -> None:
+    """With a decay of 0 it must end as the student; where nothing moves, as the weights that were given."""
+    options = TrainOptions(
+        method=method, iters=3, batch_size=2, crop=(48, 48), workers=0, pretrained=str(trained / "checkpoints/last.pth")
+    )
+    states = []
+    for decay in (0.0, 1.0):
+        run = train(toy_split, tmp_path / str(decay), replace(options, assignments={"method.decay": decay}))
+        states.append(torch.load(run.checkpoints / "last.pth", weights_only=True)["state_dict"])
+    name = "decode_head.conv_seg.weight"
+    assert torch.equal(states[0][f"student.{name}"], states[0][f"teacher.segmentor.{name}"])
+    # The plain mean of the first three steps' weights.
+    assert not torch.equal(states[1][f"student.{name}"], states[1][f"teacher.segmentor.{name}"])
+    still = train(
+        toy_split, tmp_path / "still", replace(options, lr=1e-12, assignments={"optimizer.weight_decay": 0.0})
+    )
+    begun = torch.load(still.checkpoints / "last.pth", weights_only=True)["state_dict"]
+    given = torch.load(trained / "checkpoints/last.pth", weights_only=True)["state_dict"]
+    torch.testing.assert_close(begun[f"teacher.segmentor.{name}"], given[f"student.{name}"])
