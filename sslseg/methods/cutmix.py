@@ -14,8 +14,8 @@ U2PL and of the three-stage paper. Cutout (same paper) and ClassMix (Olsson et a
 Choices: partners are neighbours in the batch. ``ce`` takes the teacher's most probable class as target, as ClassMix and
 U2PL do, ``mse`` its distribution, as French et al. do. As there, the loss is multiplied with the share of pixels whose
 confidence passes the threshold, so that it grows with the teacher; ``per_pixel`` leaves the other pixels out instead.
-As in their program, the weight
-may ramp up. The teacher sees the weak view; the student mixes the strong one, which is the weak one unless ``views.strong`` says more.
+The weight ramps up, because a teacher that is sure too early holds on to its errors. The teacher sees the weak view; the
+student mixes the strong one, which is the weak one unless ``views.strong`` says more.
 """
 
 from __future__ import annotations
