@@ -21,7 +21,7 @@ SplitOption = Annotated[
     Path | None,
     typer.Option(
         "--split",
-        help="split.json or its folder; by default the newest of the working folder.",
+        help="split.json or its folder; by default the source's own, or the newest of the working folder.",
         show_default=False,
     ),
 ]

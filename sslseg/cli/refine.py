@@ -23,6 +23,7 @@ def command(
     keep: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="FILTER",
             help="Learn only from stored pixels such as 'confidence>0.9' or 'entropy<q80'; repeatable.",
             show_default=False,
         ),

@@ -63,12 +63,18 @@ class TrainFlags:
     device: DeviceOption = "auto"
     launcher: LauncherOption = "none"
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run directory; by default runs/<method>-<split>.", show_default=False)
+        Path | None,
+        typer.Option(help="Run directory; by default one in runs/, named after method and split.", show_default=False),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Set any key of the config: a.b=value; repeatable.", show_default=False),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any key of the config: a.b=value; repeatable.",
+            show_default=False,
+        ),
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, run one step, write nothing.")] = False
     as_json: JsonFlag = False
