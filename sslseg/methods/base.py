@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslseg.errors import UserError
 from sslseg.functional.geometry import warp
-from sslseg.networks.teacher import resized
+from sslseg.networks.teacher import Teacher, resized
 from sslseg.registry import METHODS
 
 Branch = dict[str, Any]
@@ -91,6 +91,7 @@ class SemiSegmentor(BaseModel):
     x 3 (``move_targets``).
 
     Attributes:
+        teacher: the student's average, for methods that set one; it follows the student by itself.
         step: number of the step that is being taken, from 0.
         steps: how many the whole training takes.
     """
@@ -102,12 +103,13 @@ class SemiSegmentor(BaseModel):
         student = METHODS.build(segmentor)
         super().__init__(data_preprocessor=BranchPreprocessor(student.data_preprocessor))
         self.student: EncoderDecoder = student
+        self.teacher: Teacher | None = None
         self.step, self.steps = 0, 1
 
     @property
     def deployed(self) -> EncoderDecoder:
-        """The segmentor that is validated, predicts pseudo-masks and is exported."""
-        return self.student
+        """The segmentor that is validated, predicts pseudo-masks and is exported: the teacher's, where there is one."""
+        return self.student if self.teacher is None else self.teacher.segmentor
 
     @property
     def progress(self) -> float:
@@ -115,14 +117,18 @@ class SemiSegmentor(BaseModel):
         return self.step / self.steps
 
     def begin(self) -> None:
-        """Copy what depends on the student's initial weights; called once they are all set, before the first step."""
+        """Let the teacher start as the student; called once all initial weights are set, before the first step."""
+        if self.teacher is not None:
+            self.teacher.update(self.student, decay=0.0)
 
     def begin_step(self, step: int, steps: int) -> None:
         """Learn which step is taken, of how many."""
         self.step, self.steps = step, steps
 
     def after_step(self) -> None:
-        """Follow the student; called after each step of the optimiser."""
+        """Let the teacher follow the student; called after each step of the optimiser."""
+        if self.teacher is not None:
+            self.teacher.follow(self.student, step=self.step, progress=self.progress)
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """Return the losses of one batch; prediction goes through ``deployed``."""

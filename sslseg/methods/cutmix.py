@@ -22,14 +22,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
 from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy, mean, sigmoid_rampup, squared_error
 from sslseg.functional.mixing import class_masks, paste, rectangles
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.networks.teacher import Teacher, warmed_decay
+from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
 
 MIXES = ("cutmix", "cutout", "classmix")
@@ -67,18 +66,8 @@ class CutMix(SemiSegmentor):
         if mix not in MIXES:
             raise UserError(f"method.mix {mix!r} is unknown; use one of: {', '.join(MIXES)}")
         self.mix, self.consistency, self.weight, self.rampup = mix, consistency, weight, rampup
-        self.threshold, self.per_pixel, self.decay = threshold, per_pixel, decay
-        self.teacher = Teacher(self.student)
-
-    @property
-    def deployed(self) -> EncoderDecoder:
-        return self.teacher.segmentor
-
-    def begin(self) -> None:
-        self.teacher.update(self.student, decay=0.0)
-
-    def after_step(self) -> None:
-        self.teacher.update(self.student, warmed_decay(self.step, self.decay))
+        self.threshold, self.per_pixel = threshold, per_pixel
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))

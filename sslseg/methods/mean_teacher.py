@@ -21,12 +21,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
 from sslseg.functional.consistency import cross_entropy, sigmoid_rampup, squared_error
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.networks.teacher import Teacher, warmed_decay
+from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
 
 DISTANCES = {"mse": squared_error, "ce": cross_entropy}
@@ -50,18 +49,8 @@ class MeanTeacher(SemiSegmentor):
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.distance = DISTANCES[consistency]
-        self.weight, self.rampup, self.decay = weight, rampup, decay
-        self.teacher = Teacher(self.student)
-
-    @property
-    def deployed(self) -> EncoderDecoder:
-        return self.teacher.segmentor
-
-    def begin(self) -> None:
-        self.teacher.update(self.student, decay=0.0)
-
-    def after_step(self) -> None:
-        self.teacher.update(self.student, warmed_decay(self.step, self.decay))
+        self.weight, self.rampup = weight, rampup
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))

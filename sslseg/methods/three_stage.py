@@ -29,13 +29,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
 from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.networks.branch import Branch
-from sslseg.networks.teacher import Teacher, warmed_decay
+from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
 
 BRANCHES = ("g-hat", "g-tilde")
@@ -75,27 +76,22 @@ class ThreeStage(SemiSegmentor):
         branch = branch or ("g-hat" if stage == 2 else "g-tilde")
         if branch not in BRANCHES:
             raise UserError(f"branch {branch!r} is unknown; use one of: {', '.join(BRANCHES)}")
-        self.consistency_weight, self.pseudo_weight, self.decays = consistency_weight, pseudo_weight, decays
+        self.consistency_weight, self.pseudo_weight = consistency_weight, pseudo_weight
         self.ignore_index = self.student.decode_head.ignore_index
         if consistency_weight:
-            self.teacher = Teacher(self.student)
+            self.teacher = Teacher(self.student, decays)
         if pseudo_weight:
             self.second = Branch(self.student, segmentor, own_stage=branch == "g-hat")
 
-    def begin(self) -> None:
-        if self.consistency_weight:
-            self.teacher.update(self.student, decay=0.0)
-
-    def after_step(self) -> None:
-        if self.consistency_weight:
-            reached = [decay for start, decay in self.decays if start <= self.progress]
-            self.teacher.update(self.student, warmed_decay(self.step, reached[-1]) if reached else 0.0)
+    @property
+    def deployed(self) -> EncoderDecoder:
+        return self.student
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "train_weak", "train_strong"))
         # A x of sub-batch 1 beside sub-batch 2, where A is the identity; L_seg, Eq. (2), on the latter.
         losses, logits, features = self.supervise(labeled, strong["inputs"])
-        if self.consistency_weight:  # Eq. (1)
+        if self.teacher is not None:  # Eq. (1)
             predicted = self.teacher(torch.cat((labeled["inputs"], weak["inputs"])))
             number = len(labeled["inputs"])
             targets = torch.cat((predicted[:number], move_targets(predicted[number:], strong)))

@@ -7,6 +7,7 @@ like the weights, and the teacher always normalises with them (evaluation mode),
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,15 @@ from torch import Tensor, nn
 
 
 class Teacher(nn.Module):
-    """An averaged copy of ``student``."""
+    """An averaged copy of ``student``.
 
-    def __init__(self, student: EncoderDecoder) -> None:
+    Args:
+        decays: pairs of a share of the training and the decay from there on; none: the teacher is the student.
+    """
+
+    def __init__(self, student: EncoderDecoder, decays: Sequence[tuple[float, float]]) -> None:
         super().__init__()
+        self.decays = decays
         self.segmentor = copy.deepcopy(student).requires_grad_(False)
         self.train(False)
         self._pairs: tuple[torch.device, list[tuple[Tensor, Tensor]]] | None = None
@@ -36,6 +42,14 @@ class Teacher(nn.Module):
         """
         return scores(self.segmentor, self.segmentor.extract_feat(images), images.shape[-2:]).softmax(dim=1)
 
+    def follow(self, student: EncoderDecoder, *, step: int, progress: float) -> None:
+        """Average the student in after step number ``step`` (from 0), when ``progress`` of the training is done.
+
+        The decay is min(1 - 1 / (step + 1), decay): a plain mean at first, in which no old weights linger.
+        """
+        reached = [decay for start, decay in self.decays if start <= progress]
+        self.update(student, min(1.0 - 1.0 / (step + 1), reached[-1]) if reached else 0.0)
+
     @torch.no_grad()
     def update(self, student: EncoderDecoder, decay: float) -> None:
         """Move every floating-point tensor: teacher = decay x teacher + (1 - decay) x student; copy the others."""
@@ -49,11 +63,6 @@ class Teacher(nn.Module):
         for own, new in self._pairs[1]:
             if not own.is_floating_point():
                 own.copy_(new)
-
-
-def warmed_decay(step: int, decay: float) -> float:
-    """Return min(1 - 1 / (step + 1), decay), step from 0: a plain mean at first, in which no old weights linger."""
-    return min(1.0 - 1.0 / (step + 1), decay)
 
 
 def scores(segmentor: EncoderDecoder, features: Any, size: tuple[int, ...]) -> Tensor:
