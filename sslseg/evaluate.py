@@ -20,8 +20,10 @@ from sslseg.figures import save_confusion, save_panel
 from sslseg.inference import Predictor, Protocol, predict_all
 from sslseg.metrics import SegmentationMetric
 from sslseg.progress import track
+from sslseg.ranking import ErrorRanking
 from sslseg.split import Split
 from sslseg.store import StoreReader
+from sslseg.store.format import SCORE_KINDS
 
 BATCH = 4
 Scored = tuple[Sample, Tensor, Tensor]
@@ -60,6 +62,10 @@ def evaluate_store(
 
     Args:
         subset: score only those of this subset of the split.
+
+    Returns:
+        The scores of ``SegmentationMetric.finish``, and ``error_detection``: for each stored score, how well it tells wrong
+        pixels from right ones (of confidence, 1 - confidence), as AUROC and average precision in [0, 1].
     """
     if store.classes != tuple(split.dataset.classes):
         raise UserError(
@@ -72,17 +78,17 @@ def evaluate_store(
             f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r}"
             f"{f', subset {subset},' if subset else ''} to compare with"
         )
-    table = label_table(split.dataset)
+    table, ignored = label_table(split.dataset), ignore_value(split.dataset.num_classes)
+    rankings = [ErrorRanking(kind) for kind in store.kinds if kind in SCORE_KINDS]
 
     def scored() -> Iterator[Scored]:
         for sample in samples[get_rank() :: get_world_size()]:
-            mask = torch.from_numpy(store.mask(sample.id).astype("int64"))
-            label = torch.from_numpy(read_mask(str(sample.mask), table).astype("int64"))
+            mask, label = store.mask(sample.id), read_mask(str(sample.mask), table)
             if mask.shape != label.shape:
-                raise UserError(
-                    f"store {store.path}: {sample.id!r} is {tuple(mask.shape)}, its label {tuple(label.shape)}"
-                )
-            yield sample, mask, label
+                raise UserError(f"store {store.path}: {sample.id!r} is {mask.shape}, its label {label.shape}")
+            for ranking in rankings:
+                ranking.add(store.stored(ranking.kind, sample.id), mask != label, label != ignored)
+            yield sample, torch.from_numpy(mask.astype("int64")), torch.from_numpy(label.astype("int64"))
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
     provenance = store.provenance
@@ -91,6 +97,7 @@ def evaluate_store(
         protocol=f"store, {provenance.get('protocol')}",
         subset=subset or provenance.get("subset"),
         store=str(store.path),
+        error_detection={ranking.kind: ranking.finish() for ranking in rankings},
     )
 
 

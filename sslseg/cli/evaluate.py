@@ -136,5 +136,11 @@ def _show(scores: dict[str, Any], split: Split) -> None:
         if training.get(which, {}).get("mIoU") is not None
     ]
     note(f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})")
+    for kind, found in scores.get("error_detection", {}).items():
+        if found["auroc"] is not None:
+            name = "1 - confidence" if kind == "confidence" else kind
+            note(
+                f"errors found by {name}: AUROC {found['auroc']:.3f}, average precision {found['average_precision']:.3f}"
+            )
     if recorded:
         note(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}")

@@ -32,6 +32,7 @@ from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
 
 MIXES = ("cutmix", "cutout", "classmix")
+CONSISTENCIES = ("ce", "mse", "hard")
 
 
 @METHODS.register_module()
@@ -40,7 +41,7 @@ class CutMix(SemiSegmentor):
 
     Args:
         mix: ``cutmix``, ``cutout`` (the other half is grey and does not count) or ``classmix``.
-        consistency: ``ce`` or ``mse``.
+        consistency: ``ce`` or ``mse`` with the teacher's distribution, or ``hard``, cross entropy with its class.
         weight: of the consistency once ramped up.
         rampup: share of the training over which it grows.
         threshold: confidence that a pixel's prediction must pass.
@@ -63,8 +64,9 @@ class CutMix(SemiSegmentor):
         decay: float,
     ) -> None:
         super().__init__(segmentor=segmentor)
-        if mix not in MIXES:
-            raise UserError(f"method.mix {mix!r} is unknown; use one of: {', '.join(MIXES)}")
+        for name, value, known in (("mix", mix, MIXES), ("consistency", consistency, CONSISTENCIES)):
+            if value not in known:
+                raise UserError(f"method.{name} {value!r} is unknown; use one of: {', '.join(known)}")
         self.mix, self.consistency, self.weight, self.rampup = mix, consistency, weight, rampup
         self.threshold, self.per_pixel = threshold, per_pixel
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
@@ -80,8 +82,8 @@ class CutMix(SemiSegmentor):
         sure = mean(passing.float(), counted)
         if self.per_pixel:
             counted = counted & passing
-        hard = self.consistency == "ce"
-        loss = cross_entropy(own, classes, counted) if hard else squared_error(own, targets, counted)
+        distance = squared_error if self.consistency == "mse" else cross_entropy
+        loss = distance(own, classes if self.consistency == "hard" else targets, counted)
         weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
         share = 1.0 if self.per_pixel else sure
         return losses | dict(loss_consistency=weight * share * loss, sure=sure)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy, sigmoid_rampup, squared_error
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.networks.teacher import Teacher
@@ -48,6 +49,8 @@ class MeanTeacher(SemiSegmentor):
         self, *, segmentor: dict[str, Any], consistency: str, weight: float, rampup: float, decay: float
     ) -> None:
         super().__init__(segmentor=segmentor)
+        if consistency not in DISTANCES:
+            raise UserError(f"method.consistency {consistency!r} is unknown; use one of: {', '.join(DISTANCES)}")
         self.distance = DISTANCES[consistency]
         self.weight, self.rampup = weight, rampup
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])

@@ -12,12 +12,11 @@ import numpy as np
 
 from sslseg.errors import UserError
 from sslseg.progress import track
-from sslseg.store.format import SCORE_KINDS
+from sslseg.store.format import SCORE_KINDS, SCORE_LEVELS
 from sslseg.store.reader import StoreReader
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 PATTERN = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(q?)([0-9.]+)\s*")
-SCORE_LEVELS = 1 << 16  # scores are stored with 16 bits
 
 
 @dataclass(frozen=True)

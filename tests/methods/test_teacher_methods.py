@@ -121,7 +121,7 @@ def test_unlabelled_images_teach_the_student() -> None:
     assert not torch.equal(plain.student.decode_head.conv_seg.weight, other.student.decode_head.conv_seg.weight)
 
 
-@pytest.mark.parametrize("consistency", ["ce", "mse"])
+@pytest.mark.parametrize("consistency", ["ce", "mse", "hard"])
 @pytest.mark.parametrize("per_pixel", [False, True])
 @pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
 def test_cutmix_loss_equals_the_slow_one(
@@ -148,8 +148,10 @@ def test_cutmix_loss_equals_the_slow_one(
                 targets[n, :, y, x] = predicted[source, :, y, x]
                 counted[n, y, x] = strong["valid"][source, y, x] and (mix != "cutout" or kept[n, 0, y, x])
     logits = predict(method.student, torch.cat((labeled["inputs"], images)))[2:]
-    if consistency == "ce":
+    if consistency == "hard":
         values = F.cross_entropy(logits, targets.argmax(1), reduction="none")
+    elif consistency == "ce":
+        values = -(targets * logits.log_softmax(1)).sum(1)
     else:
         values = (logits.softmax(1) - targets).square().mean(1)
     sure = targets.amax(1) > 0.3
@@ -161,8 +163,11 @@ def test_cutmix_loss_equals_the_slow_one(
 def test_cutmix_says_what_it_cannot_do() -> None:
     with pytest.raises(UserError, match="unlabeled-batch-size"):
         build("CutMix", **MIX).loss(batch(number=1))
-    with pytest.raises(UserError, match="mixup"):
-        build("CutMix", **MIX | dict(mix="mixup"))
+    for name, wrong in (("mix", "mixup"), ("consistency", "soft")):
+        with pytest.raises(UserError, match=wrong):
+            build("CutMix", **MIX | {name: wrong})
+    with pytest.raises(UserError, match="kl"):
+        build("MeanTeacher", **MT | dict(consistency="kl"))
 
 
 def test_teacher_alone_can_be_copied_from_any_segmentor() -> None:
