@@ -117,7 +117,7 @@ def _score(
     classes, palette = split.dataset.classes, split.dataset.palette
     metric = SegmentationMetric(classes, ignore_index=ignore_value(len(classes)))
     own = len(range(get_rank(), total, get_world_size()))
-    for sample, mask, label in track(scored, "evaluate", total=own, enabled=get_rank() == 0):
+    for sample, mask, label in track(scored, "evaluate", total=own):
         metric.add(mask, label)
         if figures is not None:
             crop = protocol.crop if protocol is not None and protocol.mode == "center-crop" else None

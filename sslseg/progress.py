@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -14,14 +15,21 @@ PLAIN_INTERVAL_SECONDS = 15.0
 stderr = Console(stderr=True, highlight=False)
 
 
+def is_main_process() -> bool:
+    """True on rank 0 of a distributed launch and everywhere outside one; imports nothing heavy."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is None or not distributed.is_initialized() or distributed.get_rank() == 0
+
+
 def note(message: str) -> None:
-    """Print one plain line on stderr."""
-    stderr.print(message, markup=False, soft_wrap=True)
+    """Print one plain line on stderr, on the main process."""
+    if is_main_process():
+        stderr.print(message, markup=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, *, total: int, enabled: bool = True) -> Iterator[T]:
-    """Yield ``items``, showing how many of ``total`` are done."""
-    if not enabled:
+    """Yield ``items``, showing on the main process how many of ``total`` are done."""
+    if not (enabled and is_main_process()):
         yield from items
     elif stderr.is_terminal:
         yield from _track_bar(items, description, total)

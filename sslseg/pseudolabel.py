@@ -124,7 +124,7 @@ def _predict(
     dataset = ImageDataset(samples, description=description, labeled=False)
     loader = image_loader(dataset, batches, workers=options.workers)
     predictions = predict_all(Predictor(build_segmentor(model), options.protocol), loader)
-    yield from track(predictions, "predict", total=sum(map(len, batches)), enabled=get_rank() == 0)
+    yield from track(predictions, "predict", total=sum(map(len, batches)))
 
 
 def _arrays(prediction: Prediction, scores: Sequence[str]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sslseg.artifacts import Model, check_classes, find_model, identify, load_model
 from sslseg.data.pseudo import PseudoMasks
+from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.inference import Protocol
 from sslseg.progress import note
@@ -91,6 +92,7 @@ def refine(
     """
     from mmengine.dist import barrier
 
+    launch(options.launcher, options.device)
     store = given.store
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
     check_images(store, split)

@@ -12,17 +12,11 @@ import typer
 from rich.markup import escape
 
 from sslseg.errors import UserError
-from sslseg.progress import note, stderr
+from sslseg.progress import is_main_process, note, stderr
 
-__all__ = ["JsonFlag", "emit", "note", "run", "show", "source_argument", "stderr"]
+__all__ = ["JsonFlag", "emit", "is_main_process", "note", "run", "show", "source_argument", "stderr"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the path.")]
-
-
-def is_main_process() -> bool:
-    """True on rank 0 of a distributed launch and everywhere outside one."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is None or not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def emit(path: Path | str, record: dict[str, Any] | None = None, *, as_json: bool = False) -> None:
