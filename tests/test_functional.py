@@ -45,6 +45,14 @@ def test_warp_by_whole_pixels_is_exact_in_both_modes() -> None:
         assert (moved[0, 0, :, 4:] == 65535).all()
 
 
+def test_warp_keeps_its_precision_under_mixed_precision() -> None:
+    image = torch.rand(1, 1, 4, 1100)
+    shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moved = warp(image, shift, mode="nearest")
+    torch.testing.assert_close(moved[..., :-1], image[..., 1:])
+
+
 @pytest.mark.parametrize("size", [(32, 32), (20, 45)])
 def test_rectangles_cover_half_the_image(size: tuple[int, int]) -> None:
     torch.manual_seed(1)

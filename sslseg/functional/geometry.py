@@ -18,14 +18,13 @@ def warp(maps: Tensor, matrices: Tensor, *, mode: str, fill: float | Tensor = 0.
     **Shape**: N x C x H x W float and N x 2 x 3 -> N x C x H x W.
     """
     height, width = maps.shape[-2:]
-    ys, xs = torch.meshgrid(
-        torch.arange(height, device=maps.device, dtype=torch.float32),
-        torch.arange(width, device=maps.device, dtype=torch.float32),
-        indexing="ij",
-    )
-    places = torch.stack((xs, ys, torch.ones_like(xs)), dim=-1)
-    sources = torch.einsum("nij,hwj->nhwi", matrices.to(places), places)
+    ys = torch.arange(height, device=maps.device, dtype=torch.float32)[:, None]
+    xs = torch.arange(width, device=maps.device, dtype=torch.float32)
+    # Written out, since mixed precision would take a matrix product in half, which cannot tell 1,000 pixels apart.
+    rows = matrices.to(maps.device, torch.float32)[..., None, None].unbind(dim=1)
+    sources = (row[:, 0] * xs + row[:, 1] * ys + row[:, 2] for row in rows)
     # grid_sample counts from -1 at the outer edge of the first pixel to 1 at that of the last.
-    grid = (2 * sources + 1) / sources.new_tensor((width, height)) - 1
-    offset = torch.as_tensor(fill, dtype=maps.dtype, device=maps.device).reshape(-1, 1, 1)
+    sides = (width, height)
+    grid = torch.stack([(2 * source + 1) / side - 1 for source, side in zip(sources, sides, strict=True)], dim=-1)
+    offset = fill if isinstance(fill, float) else fill.to(maps).reshape(-1, 1, 1)
     return F.grid_sample(maps - offset, grid.to(maps.dtype), mode=mode, align_corners=False) + offset
