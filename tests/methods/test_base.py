@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmseg.models.decode_heads import decode_head
+from mmseg.models.losses import accuracy
 from mmseg.structures import SegDataSample
 
 from sslseg.errors import UserError
@@ -52,7 +53,7 @@ def test_losses_of_a_shared_pass_are_the_segmentor_s_own() -> None:
         torch.testing.assert_close(value, own[name])
     assert logits.shape == (5, 4, 40, 48)
     assert len(features[-1]) == 5
-    assert decode_head.accuracy(torch.eye(2)[None, :, :, None], torch.tensor([[[0], [1]]])).item() == 100, "put back"
+    assert decode_head.accuracy is accuracy, "put back"
 
 
 def test_a_head_of_several_maps_is_refused() -> None:
