@@ -115,14 +115,14 @@ def refine(
         target,
         PseudolabelOptions(
             scores=tuple(kind for kind in store.kinds if kind != "masks"),
-            protocol=Protocol.parse(provenance["protocol"]),
-            batch_size=provenance["batch_size"],
+            protocol=Protocol.parse(provenance.get("protocol", "whole")),
+            batch_size=provenance.get("batch_size", PseudolabelOptions.batch_size),
             workers=workers,
             resume=options.resume,
         ),
         description=split.dataset,
         provenance=dict(
-            subset=provenance["subset"], data=split.dataset.root, stage=stage, learned_from=masks.to_dict()
+            subset=provenance.get("subset"), data=split.dataset.root, stage=stage, learned_from=masks.to_dict()
         ),
     )
     return run, target
