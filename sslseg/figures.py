@@ -32,6 +32,12 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, *, opacity: f
     return cv2.addWeighted(image, 1 - opacity, colorize(mask, palette), opacity, 0)
 
 
+def heat(image: np.ndarray, score: np.ndarray, *, opacity: float = 0.6) -> np.ndarray:
+    """Blend a score map, H x W in [0, 1], over the BGR image: dark where it is 0, bright where it is 1."""
+    colors = cv2.applyColorMap(np.rint(np.clip(score, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.addWeighted(image, 1 - opacity, colors, opacity, 0)
+
+
 def save_palette_png(path: Path, mask: np.ndarray, palette: Palette) -> None:
     """Write a mask as PNG whose pixels are class indices; with colours for up to 256 values, as 16-bit grey above."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,12 +22,13 @@ from sslseg.data.labels import ignore_value
 from sslseg.data.layouts.base import image_files
 from sslseg.distributed import on_main
 from sslseg.errors import Interrupted, UserError
-from sslseg.figures import overlay, save_image, save_palette_png
+from sslseg.figures import heat, overlay, save_image, save_palette_png
 from sslseg.files import sha256_file
 from sslseg.functional.confidence import confidence, normalized_entropy
 from sslseg.inference import Prediction, Predictor, Protocol, predict_all
 from sslseg.progress import track
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
+from sslseg.store.format import MASKS
 
 SCORES = {"confidence": confidence, "entropy": normalized_entropy}
 
@@ -158,12 +159,16 @@ def make_header(model: Model, options: PseudolabelOptions, provenance: dict[str,
 
 
 def export_png(store: StoreReader, samples: Sequence[Sample], folder: Path) -> None:
-    """Write ``masks/<id>.png`` (class indices with a palette) and ``overlays/<id>.jpg`` for every id of ``store``."""
+    """Write ``masks/<id>.png`` (class indices with a palette), ``overlays/<id>.jpg`` and a heat map of each stored score."""
     by_id = {sample.id: sample for sample in samples}
     for name in track(store.ids, "export", total=len(store)):
         mask = store.mask(name)
         save_palette_png(folder / "masks" / f"{name}.png", mask, store.palette)
-        save_image(folder / "overlays" / f"{name}.jpg", overlay(read_image(by_id[name].image), mask, store.palette))
+        image = read_image(by_id[name].image)
+        save_image(folder / "overlays" / f"{name}.jpg", overlay(image, mask, store.palette))
+        for kind in store.kinds:
+            if kind != MASKS:
+                save_image(folder / kind / f"{name}.jpg", heat(image, store.score(kind, name)))
 
 
 def folder_samples(folder: Path) -> list[Sample]:

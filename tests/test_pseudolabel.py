@@ -18,6 +18,7 @@ import torch
 
 from sslseg.artifacts import build_segmentor, find_model
 from sslseg.data.files import read_image
+from sslseg.figures import heat
 from sslseg.split import Split
 from sslseg.store import StoreReader, partial_path, verify_store
 from tests.conftest import Sslseg, program
@@ -78,6 +79,16 @@ def test_plain_prediction_on_a_folder(run: Path, sslseg: Sslseg, tmp_path: Path)
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.asarray(picture), store.mask("sub/deep"))
     assert cv2.imread(str(pictures / "overlays" / "sub" / "deep.jpg")).shape == (33, 47, 3)
+    for kind in ("entropy", "confidence"):
+        assert cv2.imread(str(pictures / kind / "sub" / "deep.jpg")).shape == (33, 47, 3)
+
+
+def test_heat_is_bright_where_the_score_is_high() -> None:
+    score = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    light = heat(np.full((8, 8, 3), 100, np.uint8), score).mean(axis=2).ravel()
+    assert (np.diff(light) >= 0).all()
+    assert light[0] == pytest.approx(40, abs=2)
+    assert light[-1] > 150
 
 
 def test_shards_merge_to_the_single_store(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:

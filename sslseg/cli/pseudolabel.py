@@ -64,7 +64,9 @@ def command(
     ] = False,
     export_png: Annotated[
         Path | None,
-        typer.Option(help="Also write palette PNGs and overlays into this folder.", show_default=False),
+        typer.Option(
+            help="Also write palette PNGs, overlays and heat maps of the scores into this folder.", show_default=False
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
