@@ -122,6 +122,11 @@ class Workspace:
     def runs(self) -> Path:
         return self.folder / self.settings.get("folders", {}).get("runs", "runs")
 
+    @property
+    def untouched(self) -> bool:
+        """True where neither a dataset nor a split has been chosen yet."""
+        return "dataset" not in self.settings and not any(self.splits.glob(f"*/{FILE}"))
+
     def newest_split(self) -> Path:
         """Return the newest ``split.json`` of the working folder."""
         return _newest(self.splits, FILE, "split", "make one with `sslseg split --ratio 1/8`, or name one")

@@ -158,3 +158,18 @@ def test_version() -> None:
 
     done = subprocess.run([sys.executable, "-m", "sslseg", "--version"], capture_output=True, text=True)
     assert done.stdout == f"sslseg {__version__}\n"
+
+
+def test_an_empty_folder_is_enough_to_try_a_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg: Sslseg
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = sslseg("train", *SHORT, "--val-interval", "9")
+    assert done.path == Path("runs/supervised-shapes-1_8-seed0")
+    assert "made splits/shapes-1_8-seed0/split.json, in which one image in eight" in done.err
+    again = sslseg("train", *SHORT, "--method", "cutmix", "--dry-run")
+    assert "made splits" not in again.err
+    (tmp_path / "sslseg.toml").write_text('[dataset]\nlayout = "folder"\nroot = "."\nclasses = ["a", "b"]\n')
+    (tmp_path / "splits").rename(tmp_path / "elsewhere")
+    missing = sslseg("train", *SHORT)
+    assert (missing.code, "make one with `sslseg split" in missing.err) == (2, True)

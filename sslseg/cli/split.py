@@ -106,7 +106,7 @@ def command(
     if split.family["name"] != "own draw":
         share = f", {100 * split.family['fine_share']:.1f} % finely annotated" if "fine_share" in split.family else ""
         note(f"family: {split.family['name']}{share}; do not compare rows of different split families")
-    path = split.save(out or workspace.splits / _folder_name(split))
+    path = split.save(out or workspace.splits / folder_name(split))
     counts = {side: len(getattr(split, side)) for side in ("labeled", "unlabeled", "val")}
     emit(
         path,
@@ -115,7 +115,8 @@ def command(
     )
 
 
-def _folder_name(split: Split) -> str:
+def folder_name(split: Split) -> str:
+    """Return the name of a split's folder: dataset, share, strategy and seed."""
     if split.strategy == "list":
         amount = Path(split.family.get("list", "list")).stem
     else:

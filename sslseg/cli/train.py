@@ -28,7 +28,8 @@ def command(
     """Train a model on a split and write a run directory.
 
     Keeps the last and the best checkpoint. Ctrl-C finishes the step, saves and stops; --resume goes on exactly where
-    it stopped. Flags win over sslseg.toml, which wins over the config; --set wins over all.
+    it stopped. Flags win over sslseg.toml, which wins over the config; --set wins over all. In a folder without
+    sslseg.toml and splits it begins with a split of the embedded dataset, 1/8 labelled.
     """
     from sslseg.cli.options import find_split
     from sslseg.train import train
@@ -36,6 +37,8 @@ def command(
 
     workspace = Workspace.load()
     options = train_options(flags, workspace, method=method)
+    if flags.split is None and flags.data is None and flags.launcher == "none" and workspace.untouched:
+        _first_split(workspace)
     given = find_split(flags.split, flags.data)
     check_dataset(given, workspace)
     folder = flags.run_dir or workspace.runs / f"{options.method}-{_split_name(flags.split, workspace)}"
@@ -54,6 +57,16 @@ def report(run: Run, *, dry_run: bool) -> dict[str, object]:
             note(f"{which}: mIoU {record[which]['mIoU']:.2f} ({record['protocol']}) at step {record[which]['iter']}")
     keys = ("method", "seed", "iters", "last", "best", "protocol")
     return {key: record[key] for key in keys if key in record}
+
+
+def _first_split(workspace: Workspace) -> None:
+    """Make a split of the embedded dataset, as `sslseg split --ratio 1/8` does, for whoever tries the program out."""
+    from sslseg.cli.split import folder_name
+    from sslseg.split import SplitOptions, make_split
+
+    split = make_split(workspace.description(), SplitOptions(ratio="1/8"))
+    path = split.save(workspace.splits / folder_name(split))
+    note(f"no split here: made {path}, in which one image in eight of the embedded dataset counts as labelled")
 
 
 def _split_name(split: Path | None, workspace: Workspace) -> str:

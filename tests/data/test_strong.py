@@ -111,8 +111,8 @@ def test_geometric_operations_do_what_their_names_say(name: str) -> None:
 
 def test_there_are_fourteen_operations_and_their_number_is_checked() -> None:
     assert len(OPERATIONS) == 14
-    with pytest.raises(ValueError, match="rotat"):
-        RandAugment(1, operations=("rotat",))
+    with pytest.raises(ValueError, match="spin"):
+        RandAugment(1, operations=("spin",))
     with pytest.raises(ValueError, match="15"):
         RandAugment(15)
 
