@@ -170,4 +170,6 @@ def test_methods_are_run_on_equal_terms_and_only_once(tmp_path: Path, toy_folder
     assert [row[2] for row in rows] == ["Supervised", "ThreeStage, stage 2", "ThreeStage, stage 3"]
     quality = json.loads((runs[1] / "stores" / "train-eval-unlabeled.json").read_text())
     assert quality["images"] == 12
-    assert rows[1][7] == f"{quality['mIoU']:.2f}"
+    assert rows[1][8] == f"{quality['mIoU']:.2f}"
+    scores = [json.loads((run / "run.json").read_text())["last"]["mIoU"] for run in runs]
+    assert [row[7] for row in rows] == ["-", f"{scores[1] - scores[0]:.2f}", f"{scores[2] - scores[0]:.2f}"]

@@ -1,7 +1,8 @@
 """Write a benchmark page from runs' own records: python tools/benchmark.py PAGE RUN [RUN ...].
 
 Runs of equal settings form a row; its seeds give mean and spread (the sample standard deviation). Last and best checkpoint are both
-reported, with the evaluation mode, and the quality of the pseudo-masks where it was measured. Between the two markers of PAGE everything is written anew; the text around them stays.
+reported, with the evaluation mode; the gain over the supervised run of the same split and seed; and the quality of the pseudo-masks
+where it was measured. Between the two markers of PAGE everything is written anew; the text around them stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pages import rewritten
 from sslseg.config import load
 from sslseg.run import Run
 from sslseg.split import Split
+
+BASELINE = "Supervised"
 
 
 def spread(values: list[float]) -> str:
@@ -54,11 +57,13 @@ def table(runs: list[Run]) -> str:
         key = (split.dataset.name, len(split.labeled), record["iters"], order(record), label(record), *settings)
         rows[key].append((run, record, split))
     headings = "dataset, labelled images, method, steps, seeds (training / split), mIoU last, mIoU best"
-    headings += ", mIoU of pseudo-masks, mode, machine, commit"
+    headings += ", gain over supervised by seed (last), mIoU of pseudo-masks, mode, machine, commit"
     lines = ["| " + headings.replace(", ", " | ") + " |", "|---" * len(headings.split(", ")) + "|"]
     for (dataset, labeled, steps, _, name, *_), found in sorted(rows.items()):
         records = [record for _, record, _ in found]
         last, best = (spread([record[which]["mIoU"] for record in records]) for which in ("last", "best"))
+        pairs = [(record["last"]["mIoU"], baseline(rows, record, split)) for _, record, split in found]
+        gains = [own - base for own, base in pairs if base is not None]
         stored = [value for run, _, _ in found if (value := pseudo_masks(run)) is not None]
         environments = [record["environment"] for record in records]
         cells = (
@@ -69,6 +74,7 @@ def table(runs: list[Run]) -> str:
             joined(f"{record['seed']} / {split.seed}" for _, record, split in found),
             last,
             best,
+            spread(gains) if gains and records[0]["method"] != BASELINE else "-",
             spread(stored) if stored else "-",
             joined(record["protocol"] for record in records),
             joined(environment["device"] for environment in environments),
@@ -78,9 +84,20 @@ def table(runs: list[Run]) -> str:
     return "\n".join(lines)
 
 
+def baseline(
+    rows: dict[tuple[Any, ...], list[tuple[Run, dict[str, Any], Split]]], record: dict[str, Any], split: Split
+) -> float | None:
+    """Return the last mIoU of the supervised run of the same split, seed and number of steps, if it is in the table."""
+    for _, other, theirs in (entry for entries in rows.values() for entry in entries):
+        same = theirs.sha256 == split.sha256 and all(other[key] == record[key] for key in ("seed", "iters"))
+        if same and other["method"] == BASELINE:
+            return other["last"]["mIoU"]
+    return None
+
+
 def order(record: dict[str, Any]) -> tuple[int, int]:
     """Sort methods as the papers' tables do: the baselines first."""
-    known = ("Supervised", "MeanTeacher", "CutMix")
+    known = (BASELINE, "MeanTeacher", "CutMix")
     method = record["method"]
     return known.index(method) if method in known else len(known), record.get("stage", 0)
 
