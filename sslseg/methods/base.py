@@ -50,19 +50,23 @@ class BranchPreprocessor(BaseDataPreprocessor):
     def normalize(self, images: Tensor) -> Tensor:
         """Return N x 3 x H x W uint8 as the network wants it."""
         own = self.preprocessor
-        images = images[:, [2, 1, 0]] if own._channel_conversion else images
-        return (images.float() - own.mean) / own.std if own._enable_normalize else images.float()
+        images = (images[:, [2, 1, 0]] if own._channel_conversion else images).to(torch.float32, copy=True)
+        return images.sub_(own.mean).div_(own.std) if own._enable_normalize else images
 
 
 @contextlib.contextmanager
-def without_accuracy() -> Iterator[None]:
-    """Keep mmseg's heads from measuring each batch's accuracy: it waits for the device and costs as much as the loss."""
-    original = decode_head.accuracy
-    decode_head.accuracy = lambda *_, **__: torch.zeros(())
+def losses_alone() -> Iterator[None]:
+    """Keep mmseg's heads from work beside the loss: each batch's accuracy, which waits for the device, and idle resizing."""
+    accuracy, resize = decode_head.accuracy, decode_head.resize
+
+    def resize_others(input: Tensor, size: Any, **how: Any) -> Tensor:
+        return input if input.shape[-2:] == tuple(size) else resize(input=input, size=size, **how)
+
+    decode_head.accuracy, decode_head.resize = lambda *_, **__: torch.zeros(()), resize_others
     try:
         yield
     finally:
-        decode_head.accuracy = original
+        decode_head.accuracy, decode_head.resize = accuracy, resize
 
 
 def losses_only(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +160,7 @@ class SemiSegmentor(BaseModel):
                 f" {type(self).__name__} needs; use a model with another head"
             )
         logits = self.full_size(logits, images)
-        with without_accuracy():
+        with losses_alone():
             losses = add_prefix(self.student.decode_head.loss_by_feat(logits[: len(samples)], samples), "decode")
             if self.student.with_auxiliary_head:
                 own = [feature[: len(samples)] for feature in features]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sslseg.methods.base import Batch, SemiSegmentor, losses_only, without_accuracy
+from sslseg.methods.base import Batch, SemiSegmentor, losses_alone, losses_only
 from sslseg.registry import METHODS
 
 
@@ -14,5 +14,5 @@ class Supervised(SemiSegmentor):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled = batch["labeled_weak"]
-        with without_accuracy():
+        with losses_alone():
             return losses_only(self.student.loss(labeled["inputs"], labeled["data_samples"]))
