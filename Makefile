@@ -5,15 +5,15 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
-# Of `make three-stage`: a folder of images and masks (empty: the embedded dataset), the labelled share, where to work, and
+# Of `make three-stage` and `make gct`: a folder of images and masks (empty: the embedded dataset), the labelled share, where to work, and
 # options of `sslseg train` such as TRAIN="--iters 4000 --crop 320".
 DATA ?=
 RATIO ?= 1/8
-WORK ?= three-stage
+WORK ?= $@
 TRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo three-stage test test-fast lint format typecheck docs docs-serve bench ci clean
+.PHONY: help setup demo three-stage gct test test-fast lint format typecheck docs docs-serve bench ci clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,15 @@ three-stage: $(READY) ## Three-stage self-training: DATA=folder RATIO=1/8 WORK=f
 	cd $(WORK) && $(BIN)/sslseg refine stage1 --stage 2 --run-dir stage2 --resume $(TRAIN)
 	cd $(WORK) && $(BIN)/sslseg refine stage2 --stage 3 --run-dir stage3 --resume $(TRAIN)
 	cd $(WORK) && $(BIN)/sslseg eval stage3
+
+gct: $(READY) ## Guided collaborative training: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
+	mkdir -p $(WORK)
+	cd $(WORK) && { test -z "$(DATA)" || test -e sslseg.toml || $(BIN)/sslseg init --data $(abspath $(DATA)); }
+	cd $(WORK) && $(BIN)/sslseg split --ratio $(RATIO) --out split
+	cd $(WORK) && $(BIN)/sslseg train --method gct --split split --run-dir gct --resume $(TRAIN)
+	cd $(WORK) && $(BIN)/sslseg pseudolabel gct --resume
+	cd $(WORK) && $(BIN)/sslseg refine gct --keep "flaw<0.6" --run-dir student --resume $(TRAIN)
+	cd $(WORK) && $(BIN)/sslseg eval student
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest

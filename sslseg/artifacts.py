@@ -111,8 +111,8 @@ def load_model(checkpoint: Path) -> Model:
     return Model(checkpoint, meta, state["state_dict"], enclosing_run(checkpoint))
 
 
-def build_segmentor(model: Model) -> Any:
-    """Build the plain segmentor that ``model`` deploys, with its weights, in evaluation mode on the chosen device."""
+def build_method(model: Model) -> Any:
+    """Build the whole method that ``model`` was trained with, with its weights, in evaluation mode on the chosen device."""
     from mmengine.config import Config
     from mmengine.device import get_device
     from mmengine.model import revert_sync_batchnorm
@@ -121,6 +121,8 @@ def build_segmentor(model: Model) -> Any:
 
     import_mmseg()
     config = Config.fromstring(model.meta["config"], file_format=".py")
+    if config.method.get("right"):
+        config.method.right = without_pretrained(config.method.right)
     method = METHODS.build(dict(config.method, segmentor=without_pretrained(config.model)))
     missing, unexpected = method.load_state_dict(model.state_dict, strict=False)
     if missing or unexpected:
@@ -128,7 +130,12 @@ def build_segmentor(model: Model) -> Any:
             f"{model.checkpoint} does not fit its own config ({len(missing)} tensors missing, {len(unexpected)} too many);"
             " it was written by another version of sslseg"
         )
-    return revert_sync_batchnorm(method.deployed).to(get_device()).eval()
+    return revert_sync_batchnorm(method).to(get_device()).eval()
+
+
+def build_segmentor(model: Model) -> Any:
+    """Build the plain segmentor that ``model`` deploys, with its weights, in evaluation mode on the chosen device."""
+    return build_method(model).deployed
 
 
 def without_pretrained(config: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
 from torch import Tensor
@@ -23,10 +24,10 @@ from sslseg.progress import track
 from sslseg.ranking import ErrorRanking
 from sslseg.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.format import SCORE_KINDS
+from sslseg.store.format import FLAW_MAPS
 
 BATCH = 4
-Scored = tuple[Sample, Tensor, Tensor]
+Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, maps to draw
 
 
 def evaluate_model(
@@ -49,7 +50,7 @@ def evaluate_model(
     def scored() -> Iterator[Scored]:
         predictions = predict_all(predictor, image_loader(dataset, batches, workers=workers))
         for index, (sample, prediction) in zip(indices, predictions, strict=True):
-            yield samples[index], prediction.mask, sample["data_samples"].gt_sem_seg.data[0]
+            yield samples[index], prediction.mask, sample["data_samples"].gt_sem_seg.data[0], []
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=protocol)
     return dict(scores, protocol=str(protocol), subset=subset, checkpoint=str(model.checkpoint))
@@ -79,7 +80,7 @@ def evaluate_store(
             f"{f', subset {subset},' if subset else ''} to compare with"
         )
     table, ignored = label_table(split.dataset), ignore_value(split.dataset.num_classes)
-    rankings = [ErrorRanking(kind) for kind in store.kinds if kind in SCORE_KINDS]
+    rankings = [ErrorRanking(kind) for kind in store.scores]
 
     def scored() -> Iterator[Scored]:
         for sample in samples[get_rank() :: get_world_size()]:
@@ -88,7 +89,8 @@ def evaluate_store(
                 raise UserError(f"store {store.path}: {sample.id!r} is {mask.shape}, its label {label.shape}")
             for ranking in rankings:
                 ranking.add(store.stored(ranking.kind, sample.id), mask != label, label != ignored)
-            yield sample, torch.from_numpy(mask.astype("int64")), torch.from_numpy(label.astype("int64"))
+            drawn = [store.score(kind, sample.id) for kind in store.kinds if kind in FLAW_MAPS and figures is not None]
+            yield sample, torch.from_numpy(mask.astype("int64")), torch.from_numpy(label.astype("int64")), drawn
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
     provenance = store.provenance
@@ -117,12 +119,12 @@ def _score(
     classes, palette = split.dataset.classes, split.dataset.palette
     metric = SegmentationMetric(classes, ignore_index=ignore_value(len(classes)))
     own = len(range(get_rank(), total, get_world_size()))
-    for sample, mask, label in track(scored, "evaluate", total=own):
+    for sample, mask, label, drawn in track(scored, "evaluate", total=own):
         metric.add(mask, label)
         if figures is not None:
             crop = protocol.crop if protocol is not None and protocol.mode == "center-crop" else None
             image = read_image(sample.image)
-            save_panel(figures / f"{sample.id}.png", image, label, mask, palette=palette, crop=crop)
+            save_panel(figures / f"{sample.id}.png", image, label, mask, palette=palette, crop=crop, scores=drawn)
     scores = metric.finish(total)
     if figures is not None and get_rank() == 0:
         save_confusion(figures / "confusion.png", scores["confusion"], classes)

@@ -69,8 +69,9 @@ def save_panel(
     *,
     palette: Palette,
     crop: tuple[int, int] | None = None,
+    scores: Sequence[np.ndarray] = (),
 ) -> None:
-    """Write image, truth, prediction and error side by side; errors are red, ignored pixels grey."""
+    """Write image, truth, prediction, error and ``scores`` (as heat maps) side by side; errors are red, ignored pixels grey."""
     truth, predicted = label.cpu().numpy(), mask.cpu().numpy()
     if crop is not None:
         top, left = ((image.shape[axis] - truth.shape[axis]) // 2 for axis in (0, 1))
@@ -80,7 +81,13 @@ def save_panel(
     error[(truth != predicted) & ~ignored] = ERROR_COLOR
     error[ignored] = IGNORED_COLOR
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
-    parts = [image, colorize(truth, palette), colorize(predicted, palette), error]
+    parts = [
+        image,
+        colorize(truth, palette),
+        colorize(predicted, palette),
+        error,
+        *(heat(image, score) for score in scores),
+    ]
     save_image(path, np.concatenate([part for panel in parts for part in (panel, gap)][:-1], axis=1))
 
 

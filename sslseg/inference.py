@@ -83,10 +83,11 @@ def with_tta(protocol: Protocol) -> Protocol:
 
 
 class Prediction(NamedTuple):
-    """Of one image: ``mask`` H x W of class indices and ``probabilities`` C x H x W."""
+    """Of one image: ``mask`` H x W of class indices, ``probabilities`` C x H x W, and what else a method tells, H x W each."""
 
     mask: Tensor
     probabilities: Tensor
+    maps: dict[str, Tensor]
 
 
 class Predictor:
@@ -110,20 +111,23 @@ class Predictor:
             groups.setdefault(tuple(sample["inputs"].shape), []).append(index)
         predictions: dict[int, Prediction] = {}
         for indices in groups.values():
-            masks, probabilities = self.predict_batch([samples[index]["inputs"] for index in indices])
-            predictions.update(zip(indices, map(Prediction, masks, probabilities), strict=True))
+            masks, probabilities, maps = self.predict_batch([samples[index]["inputs"] for index in indices])
+            for place, index in enumerate(indices):
+                own = {kind: values[place] for kind, values in maps.items()}
+                predictions[index] = Prediction(masks[place], probabilities[place], own)
         return [predictions[index] for index in range(len(samples))]
 
-    def predict_batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def predict_batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Predict images of one size.
 
-        **Shape**: N of 3 x H x W uint8 -> masks N x H x W int64, probabilities N x C x H x W float32.
+        **Shape**: N of 3 x H x W uint8 -> masks N x H x W int64, probabilities N x C x H x W float32, no other maps.
         """
         previous, self.model.test_cfg = self.model.test_cfg, self.test_cfg
         try:
             if not self.protocol.augmented:
                 logits = self._logits(images)
-                return logits.max(dim=1).indices, logits.softmax(dim=1)  # many times as fast as argmax on a CPU
+                # max is many times as fast as argmax on a CPU.
+                return logits.max(dim=1).indices, logits.softmax(dim=1), {}
             total = torch.zeros(())
             for scale in self.protocol.scales:
                 scaled = _resize(images, scale)
@@ -134,19 +138,23 @@ class Predictor:
                     logits = F.interpolate(logits, images[0].shape[-2:], mode="bilinear", align_corners=False)
                     total = total.to(logits.device) + logits.softmax(dim=1)
             passes = len(self.protocol.scales) * (2 if self.protocol.flip else 1)
-            return total.max(dim=1).indices, total / passes
+            return total.max(dim=1).indices, total / passes, {}
         finally:
             self.model.test_cfg = previous
 
     def _logits(self, images: Sequence[Tensor]) -> Tensor:
         height, width = images[0].shape[-2:]
-        data = dict(inputs=list(images), data_samples=[SegDataSample() for _ in images])
-        inputs = self.model.data_preprocessor(data, False)["inputs"]
+        inputs = self.normalized(images)
         shape = tuple(inputs.shape[-2:])
         metas = [dict(img_shape=shape, ori_shape=shape, pad_shape=shape) for _ in images]
         logits = self.model.inference(inputs, metas)
         # A preprocessor's test_cfg may have padded at the right and at the bottom.
         return logits[..., :height, :width].float()
+
+    def normalized(self, images: Sequence[Tensor]) -> Tensor:
+        """Return images of one size as the network takes them, possibly padded at the right and at the bottom."""
+        data = dict(inputs=list(images), data_samples=[SegDataSample() for _ in images])
+        return self.model.data_preprocessor(data, False)["inputs"]
 
 
 def _resize(images: Sequence[Tensor], scale: float) -> list[Tensor]:

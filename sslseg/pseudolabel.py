@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mmengine.dist import barrier, get_rank, get_world_size
 
-from sslseg.artifacts import Model, build_segmentor
+from sslseg.artifacts import Model, build_method
 from sslseg.data.dataset import FixedBatches, ImageDataset, image_loader
 from sslseg.data.description import DatasetDescription, Sample
 from sslseg.data.files import read_image
@@ -25,19 +25,22 @@ from sslseg.errors import Interrupted, UserError
 from sslseg.figures import heat, overlay, save_image, save_palette_png
 from sslseg.files import sha256_file
 from sslseg.functional.confidence import confidence, normalized_entropy
-from sslseg.inference import Prediction, Predictor, Protocol, predict_all
+from sslseg.inference import Prediction, Protocol, predict_all
 from sslseg.progress import track
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
-from sslseg.store.format import MASKS
+from sslseg.store.format import FLAW, FLAW_MAPS, LABEL_KINDS, MASKS, SCORE_KINDS
 
 SCORES = {"confidence": confidence, "entropy": normalized_entropy}
+MODELS = "models"
+# What --scores may name, and the kinds of maps that this stores.
+NAMES = {name: (name,) for name in SCORES} | {FLAW: FLAW_MAPS, MODELS: LABEL_KINDS[1:]}
 
 
 @dataclass(frozen=True)
 class PseudolabelOptions:
-    """What goes into a store, and how it is predicted."""
+    """What goes into a store, and how it is predicted; by default all scores that the model gives."""
 
-    scores: tuple[str, ...] = ("confidence", "entropy")
+    scores: tuple[str, ...] | None = None
     protocol: Protocol = field(default_factory=Protocol)
     batch_size: int = 4
     workers: int = 2
@@ -45,9 +48,9 @@ class PseudolabelOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.scores) - set(SCORES))
+        unknown = sorted(set(self.scores or ()) - set(NAMES))
         if unknown:
-            raise UserError(f"--scores {','.join(unknown)} is unknown; use {', '.join(SCORES)}")
+            raise UserError(f"--scores {','.join(unknown)} is unknown; use {', '.join(NAMES)}")
         if self.protocol.mode == "center-crop":
             raise UserError("a store holds whole masks, so center-crop cannot make one; use --mode whole or slide")
 
@@ -79,6 +82,7 @@ def pseudolabel(
         )
     if options.resume and path.exists():
         return path
+    kinds = stored_kinds(model, options.scores)
     positions = [index for batch in batches for index in batch]
     open_writer = functools.partial(
         StoreWriter,
@@ -86,7 +90,7 @@ def pseudolabel(
         header=make_header(model, options, provenance, total=len(samples)),
         ids=[samples[index].id for index in positions],
         positions=positions,
-        kinds=("masks", *options.scores),
+        kinds=kinds,
         resume=options.resume,
     )
     # Rank 0 makes the folder of segments, the others join.
@@ -97,7 +101,7 @@ def pseudolabel(
         left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
         mine = left[get_rank() :: get_world_size()]
         for sample, prediction in _predict(model, samples, mine, options, description):
-            writer.add(sample["data_samples"].sample_id, **_arrays(prediction, options.scores))
+            writer.add(sample["data_samples"].sample_id, **_arrays(prediction, kinds))
     barrier()
     on_main(writer.finalize)
     return path
@@ -124,14 +128,30 @@ def _predict(
         return
     dataset = ImageDataset(samples, description=description, labeled=False)
     loader = image_loader(dataset, batches, workers=options.workers)
-    predictions = predict_all(Predictor(build_segmentor(model), options.protocol), loader)
+    predictions = predict_all(build_method(model).predictor(options.protocol), loader)
     yield from track(predictions, "predict", total=sum(map(len, batches)))
 
 
-def _arrays(prediction: Prediction, scores: Sequence[str]) -> dict[str, np.ndarray]:
+def stored_kinds(model: Model, scores: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the kinds of maps that a store of ``model`` gets; raise UserError if it cannot give one that was asked for."""
+    from sslseg.registry import METHODS, import_mmseg
+
+    import_mmseg()
+    given = (*SCORES, *METHODS.get(model.meta["method"]).maps)
+    names = [name for name in NAMES if name != MODELS and set(NAMES[name]) <= set(given)] if scores is None else scores
+    for name in names:
+        if not set(NAMES[name]) <= set(given):
+            raise UserError(f"--scores {name}: a model of method {model.meta['method']} does not give it; leave it out")
+    return (MASKS, *(kind for name in names for kind in NAMES[name]))
+
+
+def _arrays(prediction: Prediction, kinds: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the maps of one image on the CPU."""
-    maps = {name: SCORES[name](prediction.probabilities[None])[0].cpu().numpy() for name in scores}
-    return dict(mask=prediction.mask.cpu().numpy(), **maps)
+    scores = {kind: SCORES[kind](prediction.probabilities[None])[0] for kind in kinds if kind in SCORES}
+    others = {kind: found for kind, found in prediction.maps.items() if kind in kinds}
+    return dict(
+        mask=prediction.mask.cpu().numpy(), **{kind: found.cpu().numpy() for kind, found in (scores | others).items()}
+    )
 
 
 def make_header(model: Model, options: PseudolabelOptions, provenance: dict[str, Any], *, total: int) -> StoreHeader:
@@ -167,8 +187,10 @@ def export_png(store: StoreReader, samples: Sequence[Sample], folder: Path) -> N
         image = read_image(by_id[name].image)
         save_image(folder / "overlays" / f"{name}.jpg", overlay(image, mask, store.palette))
         for kind in store.kinds:
-            if kind != MASKS:
+            if kind in SCORE_KINDS:
                 save_image(folder / kind / f"{name}.jpg", heat(image, store.score(kind, name)))
+            elif kind != MASKS:
+                save_palette_png(folder / kind / f"{name}.png", store.stored(kind, name), store.palette)
 
 
 def folder_samples(folder: Path) -> list[Sample]:

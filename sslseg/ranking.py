@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce
 
-from sslseg.store.format import SCORE_KINDS, SCORE_LEVELS
+from sslseg.store.format import RANKED, SCORE_LEVELS
 
 SURENESS = ("confidence",)  # kinds that are high where a prediction is right
 
@@ -39,7 +39,7 @@ class ErrorRanking:
     """Counts wrong and right pixels by the level of a score of ``kind``."""
 
     def __init__(self, kind: str) -> None:
-        if kind not in SCORE_KINDS:
+        if kind not in RANKED:
             raise ValueError(f"{kind!r} is no score")
         self.kind = kind
         self.counts = torch.zeros(2, SCORE_LEVELS, dtype=torch.int64)

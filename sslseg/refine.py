@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from sslseg.artifacts import Model, check_classes, find_model, identify, load_model
+from sslseg.config import config_names
 from sslseg.data.pseudo import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.inference import Protocol
 from sslseg.progress import note
-from sslseg.pseudolabel import PseudolabelOptions, pseudolabel
+from sslseg.pseudolabel import SCORES, PseudolabelOptions, pseudolabel
 from sslseg.run import Run
 from sslseg.split import Split
 from sslseg.store import StoreReader
 from sslseg.store.keep import resolve
 from sslseg.train import TrainOptions, train
 
-METHOD = "three-stage"
+METHOD, STUDENT = "three-stage", "self-training"
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ def find_input(source: str | Path) -> Input:
     return Input(StoreReader(path), find_model(path))
 
 
-def run_name(given: Input, stage: int) -> str:
-    """Return the name of a stage's run directory: that of the run before it, with the stage for its method."""
+def run_name(given: Input, stage: int | None) -> str:
+    """Return the name of a run directory: that of the run before it, with the stage (or ``student``) for its method."""
     before = given.model.run.folder.absolute().name if given.model.run is not None else given.model.checkpoint.stem
-    return f"stage{stage}-{re.sub(r'^(stage[0-9]+|supervised|mean-teacher|cutmix)-', '', before)}"
+    methods = "|".join({re.escape(name.split("/")[0]) for name in config_names()})
+    rest = re.sub(rf"^(stage[0-9]+|student|{methods})-", "", before)
+    return f"student-{rest}" if stage is None else f"stage{stage}-{rest}"
 
 
 def refine(
@@ -73,18 +76,21 @@ def refine(
     folder: Path,
     options: TrainOptions,
     *,
-    stage: int,
+    stage: int | None,
     keep: Sequence[str] = (),
+    weight: str | None = None,
     which: str = "best",
     workers: int = 2,
 ) -> tuple[Run, Path]:
-    """Train stage ``stage`` on the masks of ``given`` into ``folder``; return the run and the store of its predictions.
+    """Train on the masks of ``given`` into ``folder``; return the run and the store of its predictions.
 
     The network, batches and schedule are those of the run that made the store, unless ``options`` say otherwise. The new
     store holds the same images as the old one, predicted in the same way.
 
     Args:
+        stage: of three-stage self-training; None: a fresh student of the stored masks (``methods.self_training``).
         keep: filters on the stored masks (``sslseg.store.keep``).
+        weight: the score by which a student weights each stored pixel.
         which: the checkpoint, ``best`` or ``last``, that predicts the new store.
 
     Raises:
@@ -95,13 +101,14 @@ def refine(
     launch(options.launcher, options.device)
     store = given.store
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
-    check_images(store, split)
+    check_images(store, split, labeled=stage is not None)
     filters = resolve(keep, store)
     for kept in filters:
         note(f"--keep {kept.text}: {kept.share:.1%} of the stored pixels")
-    masks = PseudoMasks(store, filters)
+    masks = PseudoMasks(store, filters, weight=weight)
     told = dict(stage=stage, store=str(store.path.resolve()), pseudo_masks=masks.to_dict())
-    stage_options = replace(options, method=METHOD, assignments={"method.stage": stage} | options.assignments)
+    assignments = options.assignments if stage is None else {"method.stage": stage} | options.assignments
+    stage_options = replace(options, method=STUDENT if stage is None else METHOD, assignments=assignments)
     run = train(split, folder, stage_options, base=given.config, pseudo_masks=masks, notes=told)
     target = run.stores / store.path.name
     if options.dry_run:
@@ -114,7 +121,7 @@ def refine(
         [by_id[name] for name in store.ids],
         target,
         PseudolabelOptions(
-            scores=tuple(kind for kind in store.kinds if kind != "masks"),
+            scores=tuple(kind for kind in store.kinds if kind in SCORES),
             protocol=Protocol.parse(provenance.get("protocol", "whole")),
             batch_size=provenance.get("batch_size", PseudolabelOptions.batch_size),
             workers=workers,
@@ -128,8 +135,8 @@ def refine(
     return run, target
 
 
-def check_images(store: StoreReader, split: Split) -> None:
-    """Refuse a store of another split or of too few images; tell when labelled images have no stored mask."""
+def check_images(store: StoreReader, split: Split, *, labeled: bool) -> None:
+    """Refuse a store of another split or of too few images; tell when ``labeled`` images have no stored mask."""
     if store.header.split_sha256 != split.sha256:
         raise IncompatibleError(
             f"store {store.path} was made with another split; give --split with the one it belongs to"
@@ -148,7 +155,7 @@ def check_images(store: StoreReader, split: Split) -> None:
                 f"store {store.path} lacks {len(missing)} of {len(samples)} unlabelled images, such as {missing[0]!r};"
                 " make one with `sslseg pseudolabel --subset train`"
             )
-        if missing:
+        if missing and labeled:
             note(
                 f"the store has no masks of {len(missing)} labelled images, on which Task 2 therefore learns nothing;"
                 " the paper stores them, too: `sslseg pseudolabel --subset train`"

@@ -133,13 +133,39 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
     if config.data.get("crop") is None:
         config.data.crop = _default_crop(split)
     configs.apply_assignments(config, options.assignments)
+    if config.method.get("right"):
+        _fit_right(config, classes)
+        _apply_pretrained(config.method.right, options.pretrained)
     _apply_pretrained(config.model, options.pretrained)
-    if options.epochs is not None:
-        config.schedule.iters = options.epochs * steps_per_epoch(split, config)
+    _set_lengths(split, config, options)
     config.seed = options.seed
     config.amp = options.amp
     _check(config)
     return config
+
+
+def _set_lengths(split: Split, config: Any, options: TrainOptions) -> None:
+    """Turn what is given in epochs or in images into steps and shares of the training.
+
+    ``schedule.samples`` is the N of GCT's paper (Sec. 4), all images of all batches; ``method.rampup_epochs`` its eta.
+    """
+    schedule, method = config.schedule, config.method
+    if options.epochs is not None:
+        schedule.iters = options.epochs * steps_per_epoch(split, config)
+    elif options.iters is None and schedule.get("samples") is not None and "schedule.iters" not in options.assignments:
+        schedule.iters = schedule.samples // sum(_batch_counts(config).values())
+    if method.get("rampup_epochs") is not None:
+        method.rampup = method.pop("rampup_epochs") * steps_per_epoch(split, config) / schedule.iters
+
+
+def _fit_right(config: Any, classes: int) -> None:
+    """Replace the name of a second model by its config, fitted as the first one's is."""
+    from sslseg import config as configs
+    from sslseg.data.labels import ignore_value
+
+    right = config.method.right
+    right = configs.load_model(right) if isinstance(right, str) else right
+    config.method.right = configs.fit_model(right, num_classes=classes, ignore_index=ignore_value(classes))
 
 
 def _check(config: Any) -> None:
@@ -165,11 +191,14 @@ def _default_crop(split: Split) -> tuple[int, int]:
 
 def steps_per_epoch(split: Split, config: Any) -> int:
     """Return the steps of one pass over the larger stream that the method reads."""
+    counts = _batch_counts(config)
+    return max(math.ceil(len(split.samples(name)) / count) for name, count in counts.items())
+
+
+def _batch_counts(config: Any) -> dict[str, int]:
     from sslseg.registry import METHODS
 
-    streams = METHODS.get(config.method.type).views
-    counts = batch_counts(config, streams)
-    return max(math.ceil(len(split.samples(name)) / count) for name, count in counts.items())
+    return batch_counts(config, METHODS.get(config.method.type).views)
 
 
 def batch_counts(config: Any, streams: Any) -> dict[str, int]:

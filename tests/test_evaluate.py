@@ -93,7 +93,7 @@ def test_sliding_window_equals_a_slow_reference(run: Path) -> None:
     image = torch.randint(0, 255, (3, 50, 71), dtype=torch.uint8)
     protocol = Protocol("slide", crop=(32, 40), stride=(20, 25))
     predictor = Predictor(model, protocol)
-    masks, probabilities = predictor.predict_batch([image])
+    masks, probabilities, _ = predictor.predict_batch([image])
     whole = Predictor(model, Protocol())
     total, count = torch.zeros(7, 50, 71), torch.zeros(1, 50, 71)
     tops = sorted({min(top, 50 - 32) for top in range(0, 50, 20)})

@@ -61,7 +61,16 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> 
 
 @pytest.mark.parametrize(
     ("method", "stop_at"),
-    [("supervised", 1), ("supervised", 7), ("supervised", 10), ("mean-teacher", 7), ("cutmix", 7)],
+    [
+        ("supervised", 1),
+        ("supervised", 7),
+        ("supervised", 10),
+        ("mean-teacher", 7),
+        ("cutmix", 7),
+        ("gct", 7),
+        ("adv-ssl", 7),
+        ("s4l", 7),
+    ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
     tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch, method: str, stop_at: int
@@ -302,7 +311,7 @@ torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["supervised", "mean-teacher", "cutmix", "three-stage"])
+@pytest.mark.parametrize("method", ["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "adv-ssl", "s4l"])
 def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
     (workspace / "ranks.py").write_text(RANKS)
     if method == "three-stage":

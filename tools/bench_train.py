@@ -28,6 +28,7 @@ from sslseg.data.layouts.shapes import describe
 from sslseg.data.pseudo import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
+from sslseg.methods.base import fixed
 from sslseg.registry import METHODS
 from sslseg.run import Run
 from sslseg.split import Split, SplitOptions, make_split
@@ -40,6 +41,7 @@ STUDENT = dict(
     MeanTeacher=("labeled_weak", "unlabeled_strong"),
     CutMix=("labeled_weak", "unlabeled_strong"),
     ThreeStage=("labeled_weak", "train_strong"),
+    GCT=("labeled_weak", "unlabeled_weak"),
 )
 TEACHER = dict(MeanTeacher=("unlabeled_weak",), CutMix=("unlabeled_weak",), ThreeStage=("labeled_weak", "train_weak"))
 
@@ -55,20 +57,36 @@ def passes(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None) -> torch.Tensor:
     """Run the networks and return a scalar to start the backward pass from."""
-    features = model.student.extract_feat(student)
-    heads = [model.student.decode_head]
-    if model.student.with_auxiliary_head:
-        auxiliary = model.student.auxiliary_head
-        heads += auxiliary if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]
-    if hasattr(model, "second"):
-        heads.append(model.second)
+    outputs = segmentor_passes(model.student, student, [model.second] if hasattr(model, "second") else [])
+    if hasattr(model, "right"):
+        outputs += segmentor_passes(model.right, student, [])
+    if hasattr(model, "detector"):
+        outputs += detector_passes(model, student)
     # Squares have a least value: logits that grew without end would make exponentials denormal, and the step slow.
-    total = torch.stack([head(features).float().square().mean() for head in heads]).sum()
+    total = torch.stack([output.float().square().mean() for output in outputs]).sum()
     if teacher is not None:
         with torch.no_grad():
             network = model.teacher.segmentor
             network.decode_head(network.extract_feat(teacher))
     return total
+
+
+def segmentor_passes(segmentor: Any, images: torch.Tensor, heads: list[Any]) -> list[torch.Tensor]:
+    features = segmentor.extract_feat(images)
+    heads = [segmentor.decode_head, *heads]
+    if segmentor.with_auxiliary_head:
+        auxiliary = segmentor.auxiliary_head
+        heads += auxiliary if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]
+    return [head(features) for head in heads]
+
+
+def detector_passes(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
+    """Pass both predictions of all images, back to the predictions, then those of the labelled half, back to the weights."""
+    detector, labeled = model.detector.layers, len(images) // 2
+    inputs = images.new_zeros(2 * len(images), 3 + model.task.channels, *images.shape[-2:]).requires_grad_()
+    with fixed(model.detector):
+        first = detector(inputs)
+    return [first, detector(inputs[: 2 * labeled].detach())]
 
 
 console = Console(highlight=False, soft_wrap=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-METHODS = ("supervised", "mean-teacher", "cutmix", "three-stage")
+USUAL = ("supervised", "mean-teacher", "cutmix", "three-stage", "gct")
+METHODS = (*USUAL, "gct-student", "adv-ssl", "s4l")
 console = Console(stderr=True, highlight=False)
 
 
@@ -57,10 +58,17 @@ class Chain:
                     arguments = ["--stage", stage, "--checkpoint", "last", "--run-dir", own]
                     self.run("refine", source, *arguments, *common)
                     self.store(own)
+            elif method == "gct-student":
+                student = ["--keep", "flaw<0.6", "--checkpoint", "last", "--run-dir", runs[method]]
+                self.run("refine", runs["gct"], *student, *common)
+                self.store(runs[method])
             else:
                 self.run(
                     "train", "--method", method, "--split", f"splits/seed{seed}", "--run-dir", runs[method], *common
                 )
+            if method == "gct":
+                self.run("pseudolabel", runs[method], "--subset", "train", "--checkpoint", "last", "--resume")
+                self.store(runs[method])
 
 
 def main() -> None:
@@ -71,7 +79,7 @@ def main() -> None:
     parser.add_argument("--ratio", help="labelled share (default: 1/16, unless --count is given)")
     parser.add_argument("--count", help="number of labelled images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(USUAL))
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time; they share the cores")
     options, train = parser.parse_known_args()
     folder: Path = options.folder

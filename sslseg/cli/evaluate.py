@@ -52,7 +52,7 @@ def command(
     figures: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for panels (image, truth, prediction, error) and the confusion matrix.",
+            help="Folder for panels (image, truth, prediction, error, a store's flaw maps) and the confusion matrix.",
             show_default=False,
         ),
     ] = None,

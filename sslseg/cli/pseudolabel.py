@@ -36,8 +36,13 @@ def command(
         Path | None, typer.Option(help="Predict a folder of images instead of a subset.", show_default=False)
     ] = None,
     scores: Annotated[
-        str, typer.Option(help="What to store beside the masks: confidence, entropy, both, or none.")
-    ] = "confidence,entropy",
+        str | None,
+        typer.Option(
+            help="What to store beside the masks, with commas: confidence, entropy, flaw, models (each model's own mask),"
+            " or none. Default: all scores that the model gives.",
+            show_default=False,
+        ),
+    ] = None,
     which: WhichOption = "best",
     split: SplitOption = None,
     data: DataOption = None,
@@ -79,9 +84,8 @@ def command(
     from sslseg.store import StoreReader
     from sslseg.workspace import Workspace
 
-    named = tuple(name.strip() for name in scores.split(",") if name.strip() not in ("", "none"))
     options = PseudolabelOptions(
-        scores=named,
+        scores=None if scores is None else tuple(name for name in map(str.strip, scores.split(",")) if name != "none"),
         protocol=protocol(mode, crop, stride, tta=tta),
         batch_size=batch_size,
         workers=workers,

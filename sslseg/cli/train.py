@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
 def command(
     method: Annotated[
         str | None,
-        typer.Option(help="Method: supervised, mean-teacher, cutmix. Default: supervised.", show_default=False),
+        typer.Option(
+            help="Method: supervised, mean-teacher, cutmix, gct, adv-ssl, s4l. Default: supervised.", show_default=False
+        ),
     ] = None,
+    flaw_detector: Annotated[
+        bool, typer.Option("--flaw-detector", help="With mean-teacher: no consistency where the teacher looks worse.")
+    ] = False,
     *,
     flags: TrainFlags,
 ) -> None:
@@ -32,10 +38,18 @@ def command(
     sslseg.toml and splits it begins with a split of the embedded dataset, 1/8 labelled.
     """
     from sslseg.cli.options import find_split
+    from sslseg.errors import UserError
     from sslseg.train import train
     from sslseg.workspace import Workspace
 
     workspace = Workspace.load()
+    if flaw_detector:
+        if method != "mean-teacher" or flags.config is not None:
+            raise UserError(
+                "--flaw-detector belongs to --method mean-teacher; without it, or with --config, name one there"
+            )
+        flags = replace(flags, config="mean-teacher/flaw_detector")
+        method = None
     options = train_options(flags, workspace, method=method)
     if flags.split is None and flags.data is None and flags.launcher == "none" and workspace.untouched:
         _first_split(workspace)

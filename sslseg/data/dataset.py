@@ -83,7 +83,7 @@ class StreamDataset(Dataset):
         }
         self.pad = PadToCrop(crop)
         # 255 marks pixels from outside in a valid map, which has one byte a pixel whatever the class count.
-        maps = dict(gt_seg_map=ignore_index, pseudo_map=ignore_index, valid_map=np.iinfo(np.uint8).max)
+        maps = dict(gt_seg_map=ignore_index, pseudo_map=ignore_index, valid_map=np.iinfo(np.uint8).max, weight_map=0)
         self.fill = dict(img=tuple(image_mean), **maps)
         self.pseudo_masks = pseudo_masks
         self.names = list(streams)

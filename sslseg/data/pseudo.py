@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from sslseg.errors import UserError
+from sslseg.ranking import SURENESS
+from sslseg.store.format import RANKED, SCORE_LEVELS
 from sslseg.store.keep import Filter
 from sslseg.store.reader import StoreReader
 
@@ -15,16 +17,34 @@ from sslseg.store.reader import StoreReader
 class PseudoMasks:
     """Adds ``pseudo_map`` to a sample that was just loaded: its stored mask, ignored where a filter drops it.
 
-    A sample that the store lacks is ignored everywhere.
+    With ``weight``, the name of a score, it also adds ``weight_map``: how right the score holds each pixel to be, in stored
+    levels. A sample that the store lacks is ignored everywhere.
+
+    Raises:
+        UserError: the store lacks that score.
     """
 
-    def __init__(self, store: StoreReader, filters: Sequence[Filter] = ()) -> None:
-        self.store, self.filters = store, tuple(filters)
+    def __init__(self, store: StoreReader, filters: Sequence[Filter] = (), *, weight: str | None = None) -> None:
+        if weight is not None and not (weight in RANKED and store.has(weight)):
+            raise UserError(
+                f"--weight {weight!r}: store {store.path} holds {', '.join(store.scores) or 'no scores'}; name one of them"
+            )
+        self.store, self.filters, self.weight = store, tuple(filters), weight
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         results["pseudo_map"] = self.read(results["sample_id"], results["img_shape"])
         results["seg_fields"].append("pseudo_map")
+        if self.weight is not None:
+            results["weight_map"] = self.read_weight(results["sample_id"], results["img_shape"])
+            results["seg_fields"].append("weight_map")
         return results
+
+    def read_weight(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """Return the weight of each pixel in levels of the store, H x W uint16."""
+        if self.weight is None or name not in self.store:
+            return np.zeros(shape, np.uint16)
+        stored = self.store.stored(self.weight, name)
+        return stored.copy() if self.weight in SURENESS else SCORE_LEVELS - 1 - stored
 
     def read(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         """Return the filtered mask of an image of ``shape``, H x W uint8 (uint16 over 255 classes)."""
@@ -43,4 +63,5 @@ class PseudoMasks:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a run's config tells of its pseudo-masks; no path, so that equal runs give equal files."""
-        return dict(content_sha256=self.store.content_sha256, keep=[kept.to_dict() for kept in self.filters])
+        told = dict(content_sha256=self.store.content_sha256, keep=[kept.to_dict() for kept in self.filters])
+        return told if self.weight is None else told | dict(weight=self.weight)

@@ -138,7 +138,7 @@ def as_tensors(results: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Turn a results dict into tensors of one size for a training batch.
 
     Returns ``inputs`` uint8 3 x H x W; ``labels`` of a labelled sample or ``valid`` (bool) of another, H x W;
-    ``pseudo_masks`` H x W with stored masks; ``matrix`` 2 x 3 from a geometric augmentation.
+    ``pseudo_masks`` H x W with stored masks, ``pseudo_weights`` of them in levels of the store; ``matrix`` 2 x 3 from a geometric augmentation.
     """
     sample = dict(inputs=torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1))))
     # torch knows few operations on uint16.
@@ -152,6 +152,8 @@ def as_tensors(results: dict[str, Any]) -> dict[str, torch.Tensor]:
         sample["valid"] = torch.from_numpy(maps["valid_map"] == 0)
     if "pseudo_map" in maps:
         sample["pseudo_masks"] = torch.from_numpy(np.ascontiguousarray(maps["pseudo_map"]))
+    if "weight_map" in maps:
+        sample["pseudo_weights"] = torch.from_numpy(np.ascontiguousarray(maps["weight_map"]))
     if "matrix" in results:
         sample["matrix"] = results["matrix"]
     return sample

@@ -28,6 +28,7 @@ from sslseg.data.labels import ignore_value
 from sslseg.data.pseudo import PseudoMasks
 from sslseg.engine.checkpoints import BEST, LAST, Checkpoints
 from sslseg.engine.monitor import Monitor
+from sslseg.engine.optimizers import JointOptimizerConstructor
 from sslseg.engine.steps import MethodSteps, StepSeed, StopOnSignal, SyncBuffers
 from sslseg.engine.validation import ScoreLoop
 from sslseg.errors import UserError
@@ -198,6 +199,8 @@ def optim_wrapper(config: Any) -> dict[str, Any]:
     wrapper = dict(type="OptimWrapper", optimizer=config.optimizer)
     if config.get("paramwise"):
         wrapper["paramwise_cfg"] = config.paramwise
+    if config.get("optimizers"):
+        wrapper |= dict(constructor=JointOptimizerConstructor.__name__, parts=config.optimizers)
     if config.amp:
         if get_device() != "cuda":
             raise UserError(f"--amp needs a GPU, this run is on {get_device()}; leave it out")

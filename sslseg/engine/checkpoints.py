@@ -65,7 +65,7 @@ class Checkpoints(Hook):
             self.save(runner, LAST, step)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
-        score = (metrics or {}).get("mIoU", -math.inf)
+        score = (metrics or {}).get(unwrap(runner).task.metric, -math.inf)
         self.last_score = score
         if score > self.best_score:
             self.best_score, self.best_iter = score, runner.iter

@@ -1,9 +1,23 @@
 """The methods: each wraps any mmseg segmentor; importing this package registers them."""
 
+from sslseg.methods.adv_ssl import AdvSSL
 from sslseg.methods.base import SemiSegmentor
 from sslseg.methods.cutmix import CutMix
+from sslseg.methods.gct import GCT
 from sslseg.methods.mean_teacher import MeanTeacher
+from sslseg.methods.s4l import S4L
+from sslseg.methods.self_training import SelfTraining
 from sslseg.methods.supervised import Supervised
 from sslseg.methods.three_stage import ThreeStage
 
-__all__ = ["CutMix", "MeanTeacher", "SemiSegmentor", "Supervised", "ThreeStage"]
+__all__ = [
+    "GCT",
+    "S4L",
+    "AdvSSL",
+    "CutMix",
+    "MeanTeacher",
+    "SelfTraining",
+    "SemiSegmentor",
+    "Supervised",
+    "ThreeStage",
+]

@@ -14,12 +14,16 @@ from mmseg.models.decode_heads import decode_head
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
 from sslseg.functional.geometry import warp
+from sslseg.inference import Predictor, Protocol
+from sslseg.methods.task import Segmentation
 from sslseg.networks.teacher import Teacher, resized
 from sslseg.registry import METHODS
+from sslseg.store.format import SCORE_SCALE
 
 Branch = dict[str, Any]
 Batch = dict[str, Branch]
@@ -43,6 +47,8 @@ class BranchPreprocessor(BaseDataPreprocessor):
             for key in ("labels", "pseudo_masks"):
                 if key in branch:
                     branch[key] = branch[key].long()
+            if "pseudo_weights" in branch:
+                branch["pseudo_weights"] = branch["pseudo_weights"] * SCORE_SCALE
             if "labels" in branch:
                 branch["data_samples"] = list(map(data_sample, branch["labels"]))
         return {"batch": batch}
@@ -69,6 +75,16 @@ def losses_alone() -> Iterator[None]:
         decode_head.accuracy, decode_head.resize = accuracy, resize
 
 
+@contextlib.contextmanager
+def fixed(module: nn.Module) -> Iterator[None]:
+    """Let gradients pass through ``module`` without moving it."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
 def losses_only(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what a segmentor reports without its accuracies."""
     return {name: value for name, value in values.items() if "acc" not in name.rpartition(".")[2]}
@@ -91,10 +107,11 @@ class SemiSegmentor(BaseModel):
     A method names the views it wants of each stream in ``views``; the batch then holds one branch for each, called
     ``<stream>_<view>``: a dict of ``inputs`` N x 3 x H x W float; ``labels`` N x H x W int64 and ``data_samples`` (mmseg's)
     of the labelled stream, ``valid`` N x H x W bool of others (False where there is no pixel of the image);
-    ``pseudo_masks`` N x H x W int64 where they are stored. Views are pixel-aligned, but for those with a ``matrix`` N x 2
+    ``pseudo_masks`` N x H x W int64 where they are stored, and ``pseudo_weights`` float in [0, 1] where they are weighted. Views are pixel-aligned, but for those with a ``matrix`` N x 2
     x 3 (``move_targets``).
 
     Attributes:
+        task: what depends on the task.
         teacher: the student's average, for methods that set one; it follows the student by itself.
         step: number of the step that is being taken, from 0.
         steps: how many the whole training takes.
@@ -102,11 +119,13 @@ class SemiSegmentor(BaseModel):
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",)}
     needs_pseudo_masks: ClassVar[bool] = False
+    maps: ClassVar[tuple[str, ...]] = ()  # kinds that its predictor gives beside masks (``sslseg.store.format``)
 
     def __init__(self, *, segmentor: dict[str, Any]) -> None:
         student = METHODS.build(segmentor)
         super().__init__(data_preprocessor=BranchPreprocessor(student.data_preprocessor))
         self.student: EncoderDecoder = student
+        self.task = Segmentation(num_classes=student.num_classes, ignore_index=ignore_value(student.num_classes))
         self.teacher: Teacher | None = None
         self.step, self.steps = 0, 1
 
@@ -114,6 +133,10 @@ class SemiSegmentor(BaseModel):
     def deployed(self) -> EncoderDecoder:
         """The segmentor that is validated, predicts pseudo-masks and is exported: the teacher's, where there is one."""
         return self.student if self.teacher is None else self.teacher.segmentor
+
+    def predictor(self, protocol: Protocol) -> Predictor:
+        """Return what makes pseudo-masks of images."""
+        return Predictor(self.deployed, protocol)
 
     @property
     def progress(self) -> float:
@@ -144,27 +167,30 @@ class SemiSegmentor(BaseModel):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return named losses (their keys hold "loss") and other values to log."""
 
-    def supervise(self, labeled: Branch, others: Tensor) -> tuple[dict[str, Tensor], Tensor, Any]:
-        """Pass labelled and other images through the student together.
+    def supervise(
+        self, labeled: Branch, others: Tensor | None, segmentor: EncoderDecoder | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Any]:
+        """Pass labelled and other images through the student (or another segmentor) together.
 
         **Shape**: others M x 3 x H x W -> the segmentor's own losses on the N labelled images, the logits of all,
         (N + M) x C x H x W, labelled ones first, and their features.
         """
+        segmentor = segmentor or self.student
         samples = labeled["data_samples"]
-        images = torch.cat((labeled["inputs"], others))
-        features = self.student.extract_feat(images)
-        logits = self.student.decode_head(features)
+        images = labeled["inputs"] if others is None else torch.cat((labeled["inputs"], others))
+        features = segmentor.extract_feat(images)
+        logits = segmentor.decode_head(features)
         if not torch.is_tensor(logits):
             raise UserError(
-                f"model.decode_head {type(self.student.decode_head).__name__} returns no single score map, which"
+                f"model.decode_head {type(segmentor.decode_head).__name__} returns no single score map, which"
                 f" {type(self).__name__} needs; use a model with another head"
             )
-        logits = self.full_size(logits, images)
+        logits = resized(logits, images.shape[-2:], align_corners=segmentor.decode_head.align_corners)
         with losses_alone():
-            losses = add_prefix(self.student.decode_head.loss_by_feat(logits[: len(samples)], samples), "decode")
-            if self.student.with_auxiliary_head:
+            losses = add_prefix(segmentor.decode_head.loss_by_feat(logits[: len(samples)], samples), "decode")
+            if segmentor.with_auxiliary_head:
                 own = [feature[: len(samples)] for feature in features]
-                losses.update(self.student._auxiliary_head_forward_train(own, samples))
+                losses.update(segmentor._auxiliary_head_forward_train(own, samples))
         return losses_only(losses), logits, features
 
     def full_size(self, logits: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, carri
 | w(t), ramped up | ``weight * sigmoid_rampup`` | |
 | alpha | ``decay`` | |
 
-Choices: the squared error compares softmax, as in the original. The average starts as a plain mean, min(1 - 1/(t+1),
+Choices: the squared error compares softmax, as in the original. With ``detector`` (GCT, Sec. 4.5) a flaw
+detector learns on the student's labelled predictions, and the consistency is dropped where it holds the teacher to be more
+wrong than the student. The average starts as a plain mean, min(1 - 1/(t+1),
 decay). The consistency is asked of unlabelled images only, as both papers' programs do. Student and teacher see the same
 weak view (GCT, Sec. 4: noise degrades it); ``mean-teacher/strong`` gives the student a strong one. The teacher is what is
 validated and deployed.
@@ -21,11 +23,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy, sigmoid_rampup, squared_error
+from sslseg.functional.flaw import cleaned
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
+from sslseg.networks.flaw_detector import FlawDetector
 from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
 
@@ -41,12 +46,20 @@ class MeanTeacher(SemiSegmentor):
         weight: of the consistency once ramped up.
         rampup: share of the training over which it grows.
         decay: of the moving average.
+        detector: ``width`` and ``norm`` of a flaw detector; None: without.
     """
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
 
     def __init__(
-        self, *, segmentor: dict[str, Any], consistency: str, weight: float, rampup: float, decay: float
+        self,
+        *,
+        segmentor: dict[str, Any],
+        consistency: str,
+        weight: float,
+        rampup: float,
+        decay: float,
+        detector: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(segmentor=segmentor)
         if consistency not in DISTANCES:
@@ -54,11 +67,23 @@ class MeanTeacher(SemiSegmentor):
         self.distance = DISTANCES[consistency]
         self.weight, self.rampup = weight, rampup
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
+        self.detector = FlawDetector(self.task.channels, **detector) if detector is not None else None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
         losses, logits, _ = self.supervise(labeled, strong["inputs"])
         targets = move_targets(self.teacher(weak["inputs"]), strong)
-        own = logits[len(labeled["inputs"]) :]
+        number = len(labeled["inputs"])
+        own, counted = logits[number:], strong["valid"]
+        if self.detector is not None:
+            predictions = self.task.activate(logits.detach())
+            with torch.no_grad():
+                pair = torch.cat((predictions[number:], targets))
+                student, teacher = self.detector(strong["inputs"].repeat(2, 1, 1, 1), pair).chunk(2)
+                counted = counted & ~(cleaned(teacher) > cleaned(student))[:, 0]
+            flaws = self.task.flaws(predictions[:number], labeled)
+            losses["loss_detector"] = self.detector.loss(
+                labeled["inputs"], predictions[:number], flaws, self.task.known(labeled)
+            )
         weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
-        return losses | dict(loss_consistency=weight * self.distance(own, targets, strong["valid"]))
+        return losses | dict(loss_consistency=weight * self.distance(own, targets, counted))

@@ -77,7 +77,7 @@ class ThreeStage(SemiSegmentor):
         if branch not in BRANCHES:
             raise UserError(f"branch {branch!r} is unknown; use one of: {', '.join(BRANCHES)}")
         self.consistency_weight, self.pseudo_weight = consistency_weight, pseudo_weight
-        self.ignore_index = self.student.decode_head.ignore_index
+        self.ignore_index = self.task.ignore_index
         if consistency_weight:
             self.teacher = Teacher(self.student, decays)
         if pseudo_weight:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.progress import track
-from sslseg.store.format import ENCODING_VERSION, ENCODINGS, MASKS, Digest
+from sslseg.store.format import ENCODING_VERSION, ENCODINGS, LABEL_KINDS, MASKS, Digest
 from sslseg.store.reader import StoreReader
 from sslseg.store.writer import Maps, write_store
 
@@ -70,7 +70,7 @@ def _check_structure(store: StoreReader) -> None:
 def _check_maps(store: StoreReader, name: str, maps: dict[str, np.ndarray]) -> None:
     mask = maps[MASKS]
     for kind, array in maps.items():
-        wanted = np.uint8 if kind == MASKS and store.ignore_index <= np.iinfo(np.uint8).max else np.uint16
+        wanted = np.uint8 if kind in LABEL_KINDS and store.ignore_index <= np.iinfo(np.uint8).max else np.uint16
         if array.dtype != wanted:
             raise UserError(
                 f"store {store.path} is damaged: {kind}/{name} is {array.dtype}, not {wanted.__name__}; make it anew"
@@ -79,12 +79,15 @@ def _check_maps(store: StoreReader, name: str, maps: dict[str, np.ndarray]) -> N
             raise UserError(
                 f"store {store.path} is damaged: {kind}/{name} is {array.shape}, the mask {mask.shape}; make it anew"
             )
-    wrong = mask[(mask >= len(store.classes)) & (mask != store.ignore_index)]
-    if wrong.size:
-        raise UserError(
-            f"store {store.path} is damaged: masks/{name} holds {wrong[0]}, which is no class index below"
-            f" {len(store.classes)}; make it anew"
-        )
+    for kind, labels in maps.items():
+        if kind not in LABEL_KINDS:
+            continue
+        wrong = labels[(labels >= len(store.classes)) & (labels != store.ignore_index)]
+        if wrong.size:
+            raise UserError(
+                f"store {store.path} is damaged: {kind}/{name} holds {wrong[0]}, which is no class index below"
+                f" {len(store.classes)}; make it anew"
+            )
 
 
 def merge_stores(paths: Sequence[Path], out: Path) -> Path:

@@ -18,14 +18,23 @@ from sslseg import __version__
 
 FORMAT, VERSION = "sslseg-store", 1
 MASKS = "masks"
-SCORE_KINDS = ("confidence", "entropy")
+LABEL_KINDS = (MASKS, "model_masks/left", "model_masks/right")
+FLAW_MAPS = ("flaw_maps/left", "flaw_maps/right")
+SCORE_KINDS = ("confidence", "entropy", *FLAW_MAPS)
+KINDS = (MASKS, *SCORE_KINDS, *LABEL_KINDS[1:])
+FLAW = "flaw"  # of the fused mask: the smaller one of the two
+RANKED = ("confidence", "entropy", FLAW)
 SCORE_LEVELS = 1 << 16  # 16-bit fixed point
 SCORE_SCALE = 1.0 / (SCORE_LEVELS - 1)
-ENCODINGS = {MASKS: "label-map", "ids": "string-array", "positions": "array"} | dict.fromkeys(SCORE_KINDS, "score-map")
+ENCODINGS = (
+    {"ids": "string-array", "positions": "array"}
+    | dict.fromkeys(LABEL_KINDS, "label-map")
+    | dict.fromkeys(SCORE_KINDS, "score-map")
+)
 ENCODING_VERSION = 1
 # `tools/bench_filters.py` measures masks: level 9 gains 2% at most for twice the time. The low byte of scores is noise,
 # on which effort is wasted.
-LEVELS = {MASKS: 8} | dict.fromkeys(SCORE_KINDS, 3)
+LEVELS = dict.fromkeys(LABEL_KINDS, 8) | dict.fromkeys(SCORE_KINDS, 3)
 
 
 @dataclass(frozen=True)

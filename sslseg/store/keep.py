@@ -12,7 +12,7 @@ import numpy as np
 
 from sslseg.errors import UserError
 from sslseg.progress import track
-from sslseg.store.format import SCORE_KINDS, SCORE_LEVELS
+from sslseg.store.format import RANKED, SCORE_LEVELS
 from sslseg.store.reader import StoreReader
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -56,8 +56,8 @@ def resolve(texts: Sequence[str], store: StoreReader) -> tuple[Filter, ...]:
 
 def _resolve(text: str, store: StoreReader) -> Filter:
     match = PATTERN.fullmatch(text)
-    kinds = ", ".join(SCORE_KINDS)
-    if match is None or match[1] not in SCORE_KINDS:
+    kinds = ", ".join(RANKED)
+    if match is None or match[1] not in RANKED:
         raise UserError(f"--keep {text!r} is not understood; write such as 'confidence>0.9' or 'entropy<q80' ({kinds})")
     kind, comparison, percent, digits = match.groups()
     try:

@@ -13,7 +13,21 @@ import h5py
 import numpy as np
 
 from sslseg.errors import UserError
-from sslseg.store.format import FORMAT, MASKS, SCORE_KINDS, VERSION, Encoded, StoreHeader, decode, keys, read_header
+from sslseg.store.format import (
+    FLAW,
+    FLAW_MAPS,
+    FORMAT,
+    KINDS,
+    MASKS,
+    RANKED,
+    SCORE_KINDS,
+    VERSION,
+    Encoded,
+    StoreHeader,
+    decode,
+    keys,
+    read_header,
+)
 from sslseg.store.maps import MapFile
 from sslseg.store.segments import partial_path
 
@@ -33,9 +47,9 @@ class StoreReader:
             self.header: StoreHeader = read_header(file)
             self.ids: list[str] = file["ids"].asstr()[()].tolist()
             self.positions: np.ndarray = file["positions"][()]
-            self.kinds: tuple[str, ...] = tuple(kind for kind in (MASKS, *SCORE_KINDS) if kind in file)
+            self.kinds: tuple[str, ...] = tuple(kind for kind in KINDS if kind in file)
             self.content_sha256: str = str(file.attrs["content_sha256"])
-            self._scales = {kind: np.float32(file[kind].attrs["scale"]) for kind in self.kinds if kind != MASKS}
+            self._scales = {kind: np.float32(file[kind].attrs["scale"]) for kind in self.kinds if kind in SCORE_KINDS}
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(str(error)) from error
         if MASKS not in self.kinds or len(self.positions) != len(self.ids) or not file.attrs.get("complete"):
@@ -76,8 +90,13 @@ class StoreReader:
         return json.loads(self.header.provenance)
 
     def has(self, kind: str) -> bool:
-        """Tell whether there are maps of ``kind``: masks, confidence or entropy."""
-        return kind in self.kinds
+        """Tell whether there are maps of ``kind``; ``flaw`` stands for those of both models."""
+        return all(part in self.kinds for part in (FLAW_MAPS if kind == FLAW else (kind,)))
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores of the masks: those of confidence, entropy and flaw that the store has."""
+        return tuple(kind for kind in RANKED if self.has(kind))
 
     def mask(self, name: str) -> np.ndarray:
         """Return the mask of an id: H x W class indices, uint8 (uint16 over 255 classes)."""
@@ -91,16 +110,22 @@ class StoreReader:
         """Return the entropy of each pixel divided by log C, H x W float32 in [0, 1]."""
         return self.score("entropy", name)
 
+    def flaw(self, name: str) -> np.ndarray:
+        """Return the flaw probability of the model that each pixel comes from, H x W float32 in [0, 1]."""
+        return self.score(FLAW, name)
+
     def score(self, kind: str, name: str) -> np.ndarray:
         """Return the score map ``kind`` of an id, H x W float32 in [0, 1]."""
         return self.stored(kind, name).astype(np.float32) * self.scale(kind)
 
     def scale(self, kind: str) -> np.float32:
         """Return what the stored values of a score are multiplied with."""
-        return self._scales[kind]
+        return self._scales[FLAW_MAPS[0] if kind == FLAW else kind]
 
     def stored(self, kind: str, name: str) -> np.ndarray:
         """Return a map as it is stored, without scale."""
+        if kind == FLAW:
+            return np.minimum(*(self.stored(part, name) for part in FLAW_MAPS))
         found = self.encoded(kind, name)
         try:
             return decode(found) if isinstance(found, Encoded) else found

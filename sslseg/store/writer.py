@@ -25,7 +25,9 @@ import numpy as np
 from sslseg.errors import UserError
 from sslseg.progress import track
 from sslseg.store.format import (
+    LABEL_KINDS,
     MASKS,
+    SCORE_KINDS,
     Digest,
     Encoded,
     StoreHeader,
@@ -55,7 +57,7 @@ class StoreWriter:
     Args:
         ids: every id that the finished store shall hold, in order; text without NUL.
         positions: place of each id among the ids of all shards; 0, 1, 2, ... by default.
-        kinds: ``masks`` and any of ``confidence`` and ``entropy``.
+        kinds: ``masks`` and any others of ``sslseg.store.format.KINDS``.
         resume: go on with an unfinished store of equal header and ids; ranks above 0 always join one.
 
     Compression and writing happen on a thread of their own; its errors come up at the next ``add`` or at the end.
@@ -103,26 +105,29 @@ class StoreWriter:
         # What was added before an error or an interruption is kept, too.
         self.close()
 
-    def add(self, name: str, *, mask: np.ndarray, **scores: np.ndarray) -> None:
-        """Hand over the maps of one image: ``mask`` H x W integer, scores H x W in [0, 1].
+    def add(self, name: str, *, mask: np.ndarray, **others: np.ndarray) -> None:
+        """Hand over the maps of one image: ``mask`` and other label maps H x W integer, scores H x W in [0, 1].
 
         Raises:
             ValueError: ``name`` is none of the ids, or the maps are not those of ``kinds`` or not of one size.
             OSError: an earlier image could not be written.
         """
         self._raise()
-        maps = {MASKS: mask, **scores}
+        maps = {MASKS: mask, **others}
         if name not in self._known:
             raise ValueError(f"{name!r} is none of the ids of store {self.path}")
         if set(maps) != set(self.kinds) or mask.ndim != 2 or any(found.shape != mask.shape for found in maps.values()):
             shapes = {kind: found.shape for kind, found in maps.items()}
             raise ValueError(f"store {self.path} takes {self.kinds}, each H x W; {name!r} has {shapes}")
         dtype = np.uint16 if self.header.ignore_index > np.iinfo(np.uint8).max else np.uint8
-        if mask.dtype != dtype and mask.size and not 0 <= mask.min() <= mask.max() <= np.iinfo(dtype).max:
-            raise ValueError(
-                f"the mask of {name!r} has values from {mask.min()} to {mask.max()}, which {dtype.__name__} cannot hold"
-            )
-        self._items.put((name, {**maps, MASKS: mask.astype(dtype)}))
+        for kind in maps.keys() & set(LABEL_KINDS):
+            labels = maps[kind]
+            if labels.dtype != dtype and labels.size and not 0 <= labels.min() <= labels.max() <= np.iinfo(dtype).max:
+                raise ValueError(
+                    f"the mask of {name!r} has values from {labels.min()} to {labels.max()}, which {dtype.__name__} cannot hold"
+                )
+            maps[kind] = labels.astype(dtype)
+        self._items.put((name, maps))
 
     def close(self) -> None:
         """Write what is left and stop the thread; further calls do nothing."""
@@ -144,7 +149,8 @@ class StoreWriter:
         try:
             for name, maps in items:
                 segment[name] = {
-                    kind: encode(kind, maps[kind] if kind == MASKS else quantize(maps[kind])) for kind in self.kinds
+                    kind: encode(kind, quantize(maps[kind]) if kind in SCORE_KINDS else maps[kind])
+                    for kind in self.kinds
                 }
                 if len(segment) >= SEGMENT_IMAGES or time.monotonic() - since >= SEGMENT_SECONDS:
                     self._write(segment)

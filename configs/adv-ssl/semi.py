@@ -1,0 +1,2 @@
+_base_ = './default.py'
+method = dict(semi_weight=0.1)

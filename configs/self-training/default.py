@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/schedules/adamw_2k.py',
+    '../_base_/runtime/default.py',
+]
+method = dict(type='SelfTraining', weight=1.0)
+views = dict(strong=[])  # stored masks are learned from the weak view

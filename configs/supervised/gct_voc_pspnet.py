@@ -1,0 +1,2 @@
+_base_ = '../_base_/recipes/gct_voc_pspnet.py'
+method = dict(type='Supervised')

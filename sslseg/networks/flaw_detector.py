@@ -1,0 +1,72 @@
+"""GCT's flaw detector: where a dense prediction for an image is wrong.
+
+Ke et al., ECCV 2020, Appendix B: eight convolutions of 4 x 4 with strides 2, 2, 1, 2, 1, 2, 1, 2 and padding "same", each
+but the last with BatchNorm and LeakyReLU (0.2), then bilinear interpolation with align_corners to the size of the input.
+Two departures of the authors' program are options or left out: half BatchNorm, half InstanceNorm is ``norm="ibn"``; its
+padding of 1, which costs a pixel a layer, is not copied.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from torch import Tensor, nn
+
+from sslseg.errors import UserError
+from sslseg.functional.consistency import mean
+
+WIDTHS, STRIDES = (1, 2, 2, 4, 4, 8, 8), (2, 2, 1, 2, 1, 2, 1)
+NORMS = ("bn", "ibn")
+
+
+class HalfInstanceNorm(nn.Module):
+    """BatchNorm of the first half of the channels, InstanceNorm without weights of the others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = channels // 2
+        self.batch = nn.BatchNorm2d(self.first)
+        self.instance = nn.InstanceNorm2d(channels - self.first)
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = features[:, : self.first], features[:, self.first :]
+        return torch.cat((self.batch(parts[0]), self.instance(parts[1])), dim=1)
+
+
+class FlawDetector(nn.Module):
+    """F(x, T(x)): how wrong the prediction is at each pixel; about 0 where it is right and 1 where it is wrong.
+
+    Args:
+        channels: of the prediction; those of the image are added.
+        width: kernels of the first layer, 64 in the paper; the others have up to eight times as many.
+        norm: ``bn`` or ``ibn``.
+    """
+
+    def __init__(self, channels: int, *, width: int = 64, norm: str = "bn") -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise UserError(f"method.detector.norm {norm!r} is unknown; use one of: {', '.join(NORMS)}")
+        layers: list[nn.Module] = []
+        inputs = channels + 3
+        for factor, stride in zip(WIDTHS, STRIDES, strict=True):
+            outputs = width * factor
+            normalization = nn.BatchNorm2d(outputs) if norm == "bn" else HalfInstanceNorm(outputs)
+            layers += [Conv2dAdaptivePadding(inputs, outputs, 4, stride), normalization, nn.LeakyReLU(0.2)]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers, Conv2dAdaptivePadding(inputs, 1, 4, 2))
+
+    def forward(self, images: Tensor, predictions: Tensor) -> Tensor:
+        """Return flaw maps.
+
+        **Shape**: N x 3 x H x W normalised and N x C x H x W -> N x 1 x H x W float32, unbounded.
+        """
+        maps = self.layers(torch.cat((images, predictions), dim=1)).float()
+        return F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=True)
+
+    def loss(self, images: Tensor, predictions: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+        """Return L_F, Eq. (3), without its factor 1/2, averaged over the counted pixels.
+
+        **Shape**: N x 3 x H x W; N x C x H x W; targets and counted N x 1 x H x W -> scalar.
+        """
+        return mean((self(images, predictions.detach()) - targets).square(), counted)
