@@ -1,0 +1,122 @@
+"""train --method gct, pseudolabel, refine, eval: what each step writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sslseg.config import load
+from sslseg.data.pseudo import PseudoMasks
+from sslseg.split import Split
+from sslseg.store import StoreReader, verify_store
+from sslseg.store.keep import resolve
+from sslseg.train import TrainOptions, build_config
+from tests.conftest import SHORT, Sslseg
+
+KINDS = ("masks", "confidence", "flaw_maps/left", "flaw_maps/right", "model_masks/left", "model_masks/right")
+
+
+@pytest.fixture
+def run(workspace: Path, sslseg: Sslseg) -> Path:
+    return sslseg("train", "--method", "gct", *SHORT).path
+
+
+def test_the_steps_follow_each_other(run: Path, sslseg: Sslseg) -> None:
+    path = sslseg(
+        "pseudolabel", "--scores", "confidence,flaw,models", "--workers", "0", "--export-png", "pictures"
+    ).path
+    store = StoreReader(path)
+    assert store.kinds == KINDS
+    assert store.scores == ("confidence", "flaw")
+    assert verify_store(path)["kinds"] == list(KINDS)
+    name = store.ids[0]
+    left, right = (store.score(f"flaw_maps/{side}", name) for side in ("left", "right"))
+    assert np.array_equal(store.flaw(name), np.minimum(left, right))
+    masks = [store.stored(f"model_masks/{side}", name) for side in ("left", "right")]
+    assert ((store.mask(name) == masks[0]) | (store.mask(name) == masks[1])).all()
+    assert np.array_equal(store.mask(name)[left < right], masks[0][left < right])
+    for picture in ("masks/{}.png", "overlays/{}.jpg", "flaw_maps/left/{}.jpg", "model_masks/right/{}.png"):
+        assert (Path("pictures") / picture.format(name)).exists()
+    scores = json.loads(sslseg("eval", path, "--figures", "figures", "--json").out)
+    assert set(scores["error_detection"]) == {"confidence", "flaw"}
+    assert 0 <= scores["error_detection"]["flaw"]["auroc"] <= 1
+    assert next(Path("figures").glob("0*.png")).exists()
+
+    done = sslseg("refine", path, "--keep", "flaw<=q50", "--iters", "2")
+    assert done.path == Path("runs/student-toy-4")
+    record = json.loads((done.path / "run.json").read_text())
+    assert (record["method"], record["stage"]) == ("SelfTraining", None)
+    assert StoreReader(done.path / "stores" / "unlabeled.h5").kinds == ("masks", "confidence")
+    assert load(done.path / "config.py").pseudo_masks.keep[0].keep == "flaw<=q50"
+    assert sslseg("eval", done.path).code == 0
+    # A student has no flaw maps; the stages can follow it, or any other store.
+    assert sslseg("refine", done.path, "--dry-run").path == Path("runs/stage2-toy-4")
+    assert sslseg("refine", path, "--stage", "2", "--dry-run").code == 0
+
+
+def test_pixels_weigh_what_the_flaw_maps_leave(run: Path, toy_split: Split, sslseg: Sslseg) -> None:
+    store = StoreReader(sslseg("pseudolabel", "--workers", "0").path)
+    assert store.kinds == ("masks", "confidence", "entropy", "flaw_maps/left", "flaw_maps/right")
+    name = store.ids[0]
+    shape = store.mask(name).shape
+    for score, expected in (("flaw", 1 - store.flaw(name)), ("confidence", store.confidence(name))):
+        weights = PseudoMasks(store, weight=score).read_weight(name, shape) / 65535
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+    threshold = float(np.median(store.flaw(name)))
+    mask = PseudoMasks(store, resolve([f"flaw<={threshold:.4f}"], store)).read(name, shape)
+    assert np.array_equal(mask == 255, ~(store.flaw(name) <= np.float32(f"{threshold:.4f}")))
+    done = sslseg("refine", "--weight", "flaw", "--iters", "2").path
+    assert load(done / "config.py").pseudo_masks.weight == "flaw"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--weight", "flaw", "--stage", "2"), "--weight belongs to a student"),
+        (("--no-ema",), "--no-ema belongs to a stage"),
+        (("--weight", "depth"), "holds confidence, entropy, flaw"),
+        (("--keep", "flaw<0"), "keeps no pixel"),
+        (("--keep", "flow<0.6"), "confidence, entropy, flaw"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(run: Path, sslseg: Sslseg, arguments: tuple[str, ...], message: str) -> None:
+    assert sslseg("pseudolabel", "--workers", "0").code == 0
+    done = sslseg("refine", *arguments)
+    assert done.code == 2
+    assert message in done.err.splitlines()[-1]
+    assert not Path("runs/student-toy-4").exists()
+
+
+def test_a_model_without_a_detector_gives_no_flaw(workspace: Path, sslseg: Sslseg) -> None:
+    assert sslseg("train", *SHORT).code == 0
+    done = sslseg("pseudolabel", "--scores", "flaw")
+    assert done.code == 2
+    assert "Supervised does not give it" in done.err
+    assert sslseg("train", "--method", "gct", "--flaw-detector", *SHORT).code == 2
+    detector = sslseg("train", "--method", "mean-teacher", "--flaw-detector", *SHORT).path
+    assert "detector.layers.0.weight" in torch.load(detector / "checkpoints/last.pth", weights_only=True)["state_dict"]
+
+
+def test_two_architectures_and_the_exported_left_one(workspace: Path, sslseg: Sslseg) -> None:
+    run = sslseg("train", "--method", "gct", *SHORT, "--pretrained", "none", "--set", "method.right=segformer_b0").path
+    assert sslseg("pseudolabel", run, "--workers", "0").code == 0
+    assert sslseg("eval", run).code == 0
+    state = torch.load(sslseg("export", run, "--out", "plain").path / "model.pth", weights_only=True)["state_dict"]
+    whole = torch.load(run / "checkpoints" / "best.pth", weights_only=True)["state_dict"]
+    assert {name for name in whole if name.startswith("student.")} == {f"student.{name}" for name in state}
+    assert any(name.startswith("right.backbone.layers") for name in whole)
+
+
+def test_lengths_in_images_and_epochs(toy_split: Split) -> None:
+    config = build_config(toy_split, TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none"))
+    assert config.schedule.iters == 200_000 // 4
+    assert config.method.rampup == pytest.approx(3 * 6 / 50_000)  # 12 unlabelled images, 2 a step
+    assert "rampup_epochs" not in config.method
+    own = TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none", iters=90)
+    assert build_config(toy_split, own).method.rampup == pytest.approx(3 * 6 / 90)
+    baseline = TrainOptions(config="supervised/gct_voc_deeplabv2", pretrained="none")
+    assert build_config(toy_split, baseline).schedule.iters == 100_000
