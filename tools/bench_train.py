@@ -9,7 +9,9 @@ the median of their ratios counts. Ratios, not times, can be compared between ma
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import resource
 import statistics
 import tempfile
 import time
@@ -105,6 +107,25 @@ def timed(work: Any) -> float:
     return time.perf_counter() - started
 
 
+def pipeline(model: Any, batch: Any) -> None:
+    """Run C on both models' predictions of the labelled images, here their truth."""
+    labeled = batch["labeled_weak"]
+    both = dict(labels=labeled["labels"].repeat(2, 1, 1))
+    model.task.flaws(
+        torch.full(
+            (len(both["labels"]), model.task.channels, *both["labels"].shape[1:]), 0.1, device=labeled["labels"].device
+        ),
+        both,
+    )
+
+
+def peak_memory() -> float:
+    """Return the most memory that was held so far, in GiB: the tensors of a GPU, or the whole process on a CPU."""
+    if get_device() == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def stored_labels(split: Split, folder: Path) -> PseudoMasks:
     """Return pseudo-masks for a measurement: the truth, in a store."""
     samples = split.samples("train")
@@ -127,7 +148,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         masks = stored_labels(split, Path(folder)) if METHODS.get(config.method.type).needs_pseudo_masks else None
         training = build_training(run, split, config, options, masks)
         runner = training.runner
-        times: dict[str, list[float]] = dict(bare=[], step=[], load=[])
+        times: dict[str, list[float]] = dict(bare=[], step=[], load=[], c=[])
         state: dict[str, Any] = {}
 
         def interleave(_: Any) -> None:
@@ -145,7 +166,10 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
                 model.train()
                 times["load"].append(timed(load))
                 with torch.no_grad():
-                    state["images"] = passes(model, model.data_preprocessor(state["batch"], True)["batch"])
+                    batch = model.data_preprocessor(state["batch"], True)["batch"]
+                    state["images"] = passes(model, batch)
+                    if hasattr(model, "detector"):
+                        times["c"].append(timed(functools.partial(pipeline, model, batch)))
                 # In turns: whichever comes second finds warmer caches.
                 works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
                 for name in sorted(works, reverse=bool(number % 2)):
@@ -160,7 +184,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         finally:
             training.close()
     late = {name: values[len(values) // 5 :] for name, values in times.items()}
-    medians = {name: statistics.median(values) for name, values in late.items()}
+    medians = {name: statistics.median(values) for name, values in late.items() if values}
     # Neighbours are compared: the machine's own pace drifts from one second to the next.
     ratio = statistics.median(step / bare for step, bare in zip(late["step"], late["bare"], strict=True))
     return dict(
@@ -172,15 +196,27 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         step_ms=1e3 * medians["step"],
         step_ratio=ratio,
         load_ratio=medians["load"] / medians["bare"],
+        c_share=medians["c"] / medians["step"] if "c" in medians else None,
+        memory_gib=peak_memory(),
     )
 
 
-HEADINGS = ("method", "model", "device", "batch", "crop", "step / bare passes", "waiting for the loader / bare passes")
+HEADINGS = (
+    "method",
+    "model",
+    "device",
+    "batch",
+    "crop",
+    "step / bare passes",
+    "waiting for the loader / bare passes",
+    "C / step",
+    "peak memory (GiB)",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", nargs="+", default=["supervised", "mean-teacher", "cutmix", "three-stage"])
+    parser.add_argument("--method", nargs="+", default=["supervised", "mean-teacher", "cutmix", "three-stage", "gct"])
     parser.add_argument("--model")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8, help="labelled images, and as many others")
@@ -204,7 +240,9 @@ def main() -> None:
         )
         report = measure(options, steps=asked.steps)
         ratios = (f"{report[name]:.2f}" for name in ("step_ratio", "load_ratio"))
-        row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios)
+        share = "-" if report["c_share"] is None else f"{report['c_share']:.1%}"
+        row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios, share)
+        row = (*row, f"{report['memory_gib']:.1f}")
         rows.append(row)
         if asked.json:
             print(json.dumps(report))

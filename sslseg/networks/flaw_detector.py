@@ -8,6 +8,8 @@ padding of 1, which costs a pixel a layer, is not copied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from sslseg.errors import UserError
 from sslseg.functional.consistency import mean
 
-WIDTHS, STRIDES = (1, 2, 2, 4, 4, 8, 8), (2, 2, 1, 2, 1, 2, 1)
+WIDTHS, STRIDES = (1, 2, 2, 4, 4, 8, 8), (2, 2, 1, 2, 1, 2, 1, 2)
 NORMS = ("bn", "ibn")
 
 
@@ -41,20 +43,25 @@ class FlawDetector(nn.Module):
         channels: of the prediction; those of the image are added.
         width: kernels of the first layer, 64 in the paper; the others have up to eight times as many.
         norm: ``bn`` or ``ibn``.
+        strides: of the eight layers; the paper's make 10 x 10 values of a crop of 321, but 3 x 3 of one of 96.
     """
 
-    def __init__(self, channels: int, *, width: int = 64, norm: str = "bn") -> None:
+    def __init__(self, channels: int, *, width: int = 64, norm: str = "bn", strides: Sequence[int] = STRIDES) -> None:
         super().__init__()
         if norm not in NORMS:
             raise UserError(f"method.detector.norm {norm!r} is unknown; use one of: {', '.join(NORMS)}")
+        if len(strides) != len(WIDTHS) + 1 or not all(isinstance(stride, int) and stride > 0 for stride in strides):
+            raise UserError(
+                f"method.detector.strides {strides!r} are not eight positive numbers; the paper's are {STRIDES}"
+            )
         layers: list[nn.Module] = []
         inputs = channels + 3
-        for factor, stride in zip(WIDTHS, STRIDES, strict=True):
+        for factor, stride in zip(WIDTHS, strides[:-1], strict=True):
             outputs = width * factor
             normalization = nn.BatchNorm2d(outputs) if norm == "bn" else HalfInstanceNorm(outputs)
             layers += [Conv2dAdaptivePadding(inputs, outputs, 4, stride), normalization, nn.LeakyReLU(0.2)]
             inputs = outputs
-        self.layers = nn.Sequential(*layers, Conv2dAdaptivePadding(inputs, 1, 4, 2))
+        self.layers = nn.Sequential(*layers, Conv2dAdaptivePadding(inputs, 1, 4, strides[-1]))
 
     def forward(self, images: Tensor, predictions: Tensor) -> Tensor:
         """Return flaw maps.
