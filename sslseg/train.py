@@ -154,8 +154,9 @@ def _set_lengths(split: Split, config: Any, options: TrainOptions) -> None:
         schedule.iters = options.epochs * steps_per_epoch(split, config)
     elif options.iters is None and schedule.get("samples") is not None and "schedule.iters" not in options.assignments:
         schedule.iters = schedule.samples // sum(_batch_counts(config).values())
-    if method.get("rampup_epochs") is not None:
-        method.rampup = method.pop("rampup_epochs") * steps_per_epoch(split, config) / schedule.iters
+    epochs = method.pop("rampup_epochs", None)
+    if epochs is not None:
+        method.rampup = epochs * steps_per_epoch(split, config) / schedule.iters
 
 
 def _fit_right(config: Any, classes: int) -> None:

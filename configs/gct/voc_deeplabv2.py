@@ -1,12 +1,1 @@
-# Appendix C, semantic segmentation; Appendix B for the detector.
-_base_ = '../_base_/recipes/gct_voc_deeplabv2.py'
-method = dict(
-    type='GCT',
-    right=None,
-    detector=dict(width=64, norm='bn'),
-    consistency_weight=100.0,
-    correction_weight=1.0,
-    threshold=0.6,
-    rampup_epochs=3,  # passes through the unlabelled images
-    rampup_shape='cosine')
-optimizers = dict(detector=dict(type='Adam', lr=1e-4, betas=(0.9, 0.99)))
+_base_ = ['../_base_/recipes/gct_voc_deeplabv2.py', '../_base_/methods/gct.py']
