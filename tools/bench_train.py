@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,7 @@ def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None)
     """Run the networks and return a scalar to start the backward pass from."""
     outputs = segmentor_passes(model.student, student, [model.second] if hasattr(model, "second") else [])
     if hasattr(model, "right"):
-        outputs += segmentor_passes(model.right, student, [])
-    if hasattr(model, "detector"):
-        outputs += detector_passes(model, student)
+        outputs += segmentor_passes(model.right, student, []) + detector_passes(model, student)
     # Squares have a least value: logits that grew without end would make exponentials denormal, and the step slow.
     total = torch.stack([output.float().square().mean() for output in outputs]).sum()
     if teacher is not None:
@@ -168,7 +168,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
                 with torch.no_grad():
                     batch = model.data_preprocessor(state["batch"], True)["batch"]
                     state["images"] = passes(model, batch)
-                    if hasattr(model, "detector"):
+                    if hasattr(model, "right"):
                         times["c"].append(timed(functools.partial(pipeline, model, batch)))
                 # In turns: whichever comes second finds warmer caches.
                 works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
@@ -238,7 +238,9 @@ def main() -> None:
             pretrained="none",
             assignments=dict(map(parse_assignment, asked.assignments)),
         )
-        report = measure(options, steps=asked.steps)
+        # Each in a process of its own: the most memory that one has held includes what went before.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            report = process.submit(measure, options, steps=asked.steps).result()
         ratios = (f"{report[name]:.2f}" for name in ("step_ratio", "load_ratio"))
         share = "-" if report["c_share"] is None else f"{report['c_share']:.1%}"
         row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios, share)
