@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import zipfile
@@ -102,7 +103,10 @@ def test_a_step_is_measured_against_its_bare_passes(tmp_path: Path) -> None:
     reports = list(map(json.loads, done.stdout.splitlines()))
     assert [report["method"] for report in reports] == ["supervised", "three-stage"]
     for report in reports:
-        assert report["step_ratio"] == pytest.approx(report["step_ms"] / report["bare_ms"], rel=0.5)
+        ratios = report["step_ratios"]
+        assert len(ratios) == 5, "the first of six steps warms up"
+        assert report["step_ratio"] == statistics.median(ratios)
+        assert min(ratios) <= report["step_ms"] / report["bare_ms"] <= max(ratios)
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -186,7 +186,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
     late = {name: values[len(values) // 5 :] for name, values in times.items()}
     medians = {name: statistics.median(values) for name, values in late.items() if values}
     # Neighbours are compared: the machine's own pace drifts from one second to the next.
-    ratio = statistics.median(step / bare for step, bare in zip(late["step"], late["bare"], strict=True))
+    ratios = [step / bare for step, bare in zip(late["step"], late["bare"], strict=True)]
     return dict(
         method=options.method,
         model=options.model or "deeplabv3plus_r18s",
@@ -194,7 +194,8 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         steps=steps,
         bare_ms=1e3 * medians["bare"],
         step_ms=1e3 * medians["step"],
-        step_ratio=ratio,
+        step_ratio=statistics.median(ratios),
+        step_ratios=ratios,
         load_ratio=medians["load"] / medians["bare"],
         c_share=medians["c"] / medians["step"] if "c" in medians else None,
         memory_gib=peak_memory(),
