@@ -28,10 +28,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Split, train, pseudolabel, refine and eval on the embedded dataset, in the folder demo/
 	$(BIN)/python tools/demo.py $(DEMO)
 
+# What the pipelines begin with.
+define begin
+mkdir -p $(WORK)
+cd $(WORK) && { test -z "$(DATA)" || test -e sslseg.toml || $(BIN)/sslseg init --data $(abspath $(DATA)); }
+cd $(WORK) && $(BIN)/sslseg split --ratio $(RATIO) --out split
+endef
+
 three-stage: $(READY) ## Three-stage self-training: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
-	mkdir -p $(WORK)
-	cd $(WORK) && { test -z "$(DATA)" || test -e sslseg.toml || $(BIN)/sslseg init --data $(abspath $(DATA)); }
-	cd $(WORK) && $(BIN)/sslseg split --ratio $(RATIO) --out split
+	$(begin)
 	cd $(WORK) && $(BIN)/sslseg train --method supervised --split split --run-dir stage1 --resume $(TRAIN)
 	cd $(WORK) && $(BIN)/sslseg pseudolabel stage1 --subset train --resume
 	cd $(WORK) && $(BIN)/sslseg refine stage1 --stage 2 --run-dir stage2 --resume $(TRAIN)
@@ -39,9 +44,7 @@ three-stage: $(READY) ## Three-stage self-training: DATA=folder RATIO=1/8 WORK=f
 	cd $(WORK) && $(BIN)/sslseg eval stage3
 
 gct: $(READY) ## Guided collaborative training: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
-	mkdir -p $(WORK)
-	cd $(WORK) && { test -z "$(DATA)" || test -e sslseg.toml || $(BIN)/sslseg init --data $(abspath $(DATA)); }
-	cd $(WORK) && $(BIN)/sslseg split --ratio $(RATIO) --out split
+	$(begin)
 	cd $(WORK) && $(BIN)/sslseg train --method gct --split split --run-dir gct --resume $(TRAIN)
 	cd $(WORK) && $(BIN)/sslseg pseudolabel gct --resume
 	cd $(WORK) && $(BIN)/sslseg refine gct --keep "flaw<0.6" --run-dir student --resume $(TRAIN)

@@ -62,6 +62,11 @@ def find_input(source: str | Path) -> Input:
     return Input(StoreReader(path), find_model(path))
 
 
+def method_of(stage: int | None) -> str:
+    """Return the method that refines: a stage's, or that of a student without stages."""
+    return STUDENT if stage is None else METHOD
+
+
 def run_name(given: Input, stage: int | None) -> str:
     """Return the name of a run directory: that of the run before it, with the stage (or ``student``) for its method."""
     before = given.model.run.folder.absolute().name if given.model.run is not None else given.model.checkpoint.stem
@@ -108,7 +113,7 @@ def refine(
     masks = PseudoMasks(store, filters, weight=weight)
     told = dict(stage=stage, store=str(store.path.resolve()), pseudo_masks=masks.to_dict())
     assignments = options.assignments if stage is None else {"method.stage": stage} | options.assignments
-    stage_options = replace(options, method=STUDENT if stage is None else METHOD, assignments=assignments)
+    stage_options = replace(options, method=method_of(stage), assignments=assignments)
     run = train(split, folder, stage_options, base=given.config, pseudo_masks=masks, notes=told)
     target = run.stores / store.path.name
     if options.dry_run:

@@ -66,7 +66,7 @@ def command(
     from sslseg.cli.options import check_which, find_split
     from sslseg.cli.train import check_dataset, report
     from sslseg.errors import UserError
-    from sslseg.refine import METHOD, STUDENT, find_input, refine, run_name
+    from sslseg.refine import find_input, method_of, refine, run_name
     from sslseg.store.format import FLAW
     from sslseg.workspace import Workspace
 
@@ -90,7 +90,7 @@ def command(
             switches[key] = value
     if stage is not None and weight is not None:
         raise UserError("--weight belongs to a student of stored masks, not to a stage; leave --stage or --weight out")
-    options = train_options(flags, workspace, method=METHOD if stage is not None else STUDENT, **switches)
+    options = train_options(flags, workspace, method=method_of(stage), **switches)
     run_split = given.model.run.split_folder if given.model.run is not None else None
     split = find_split(flags.split or run_split, flags.data)
     check_dataset(split, workspace)
