@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sslseg.engine.checkpoints import unwrap
 from sslseg.files import write_text
 from sslseg.progress import PLAIN_INTERVAL_SECONDS, note, stderr
 
@@ -100,10 +101,11 @@ class Monitor(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         record = {key: value for key, value in (metrics or {}).items() if key != "confusion"}
         self._write(dict(step=runner.iter, val=record, protocol=str(runner.val_loop.protocol)))
-        score = record["mIoU"]
+        name = unwrap(runner).task.metric
+        score = record[name]
         if score > self.best[0]:
             self.best = (score, runner.iter)
-        self.scores = f"mIoU {score:.2f} (best {self.best[0]:.2f} at {self.best[1]})"
+        self.scores = f"{name} {score:.2f} (best {self.best[0]:.2f} at {self.best[1]})"
         self._line(f"step {runner.iter}/{runner.max_iters} {self.scores}", always=True)
         self._refresh(runner.iter)
         self.since = time.monotonic()
