@@ -46,7 +46,7 @@ def command(
     if flaw_detector:
         if method != "mean-teacher" or flags.config is not None:
             raise UserError(
-                "--flaw-detector belongs to --method mean-teacher; without it, or with --config, name one there"
+                "--flaw-detector needs --method mean-teacher and no --config; a config of your own names method.detector"
             )
         flags = replace(flags, config="mean-teacher/flaw_detector")
         method = None

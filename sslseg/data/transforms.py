@@ -138,7 +138,8 @@ def as_tensors(results: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Turn a results dict into tensors of one size for a training batch.
 
     Returns ``inputs`` uint8 3 x H x W; ``labels`` of a labelled sample or ``valid`` (bool) of another, H x W;
-    ``pseudo_masks`` H x W with stored masks, ``pseudo_weights`` of them in levels of the store; ``matrix`` 2 x 3 from a geometric augmentation.
+    ``pseudo_masks`` H x W with stored masks, ``pseudo_weights`` of them in levels of the store; ``matrix`` 2 x 3 from a
+    geometric augmentation.
     """
     sample = dict(inputs=torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1))))
     # torch knows few operations on uint16.

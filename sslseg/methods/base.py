@@ -107,8 +107,8 @@ class SemiSegmentor(BaseModel):
     A method names the views it wants of each stream in ``views``; the batch then holds one branch for each, called
     ``<stream>_<view>``: a dict of ``inputs`` N x 3 x H x W float; ``labels`` N x H x W int64 and ``data_samples`` (mmseg's)
     of the labelled stream, ``valid`` N x H x W bool of others (False where there is no pixel of the image);
-    ``pseudo_masks`` N x H x W int64 where they are stored, and ``pseudo_weights`` float in [0, 1] where they are weighted. Views are pixel-aligned, but for those with a ``matrix`` N x 2
-    x 3 (``move_targets``).
+    ``pseudo_masks`` N x H x W int64 where they are stored, and ``pseudo_weights`` float in [0, 1] where they are weighted.
+    Views are pixel-aligned, but for those with a ``matrix`` N x 2 x 3 (``move_targets``).
 
     Attributes:
         task: what depends on the task.

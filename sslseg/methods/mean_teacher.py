@@ -11,10 +11,9 @@ Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, carri
 | w(t), ramped up | ``weight * sigmoid_rampup`` | |
 | alpha | ``decay`` | |
 
-Choices: the squared error compares softmax, as in the original. With ``detector`` (GCT, Sec. 4.5) a flaw
-detector learns on the student's labelled predictions, and the consistency is dropped where it holds the teacher to be more
-wrong than the student. The average starts as a plain mean, min(1 - 1/(t+1),
-decay). The consistency is asked of unlabelled images only, as both papers' programs do. Student and teacher see the same
+Choices: the squared error compares softmax, as in the original. With ``detector`` (GCT, Sec. 4.5) a flaw detector learns
+on the student's labelled predictions, and the consistency is dropped where it holds the teacher to be more wrong than the
+student. The average starts as a plain mean, min(1 - 1/(t+1), decay). The consistency is asked of unlabelled images only, as both papers' programs do. Student and teacher see the same
 weak view (GCT, Sec. 4: noise degrades it); ``mean-teacher/strong`` gives the student a strong one. The teacher is what is
 validated and deployed.
 """
