@@ -3,7 +3,8 @@
 The bare passes are every network's passes on the same images, already on the device: the student's (with a second branch) forward and
 backward and the optimiser's step, and the teacher's forward; no loss, no augmentation, no average. The step is what mmengine's loop
 calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are interleaved, step by step, and
-the median of their ratios counts. Ratios, not times, can be compared between machines.
+the median of their ratios counts, over pairs of rounds in which each comes first once. Ratios, not times, can be compared
+between machines.
 """
 
 from __future__ import annotations
@@ -126,6 +127,11 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def both_orders(values: list[float]) -> list[float]:
+    """Return means of two rounds each, in which bare passes and step come first by turns."""
+    return [statistics.mean(pair) for pair in zip(values[::2], values[1::2], strict=False)]
+
+
 def stored_labels(split: Split, folder: Path) -> PseudoMasks:
     """Return pseudo-masks for a measurement: the truth, in a store."""
     samples = split.samples("train")
@@ -170,7 +176,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
                     state["images"] = passes(model, batch)
                     if hasattr(model, "right"):
                         times["c"].append(timed(functools.partial(pipeline, model, batch)))
-                # In turns: whichever comes second finds warmer caches.
+                # In turns: whichever comes first competes with the loader, which makes the next batch.
                 works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
                 for name in sorted(works, reverse=bool(number % 2)):
                     times[name].append(timed(works[name]))
@@ -183,7 +189,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
             runner.train()
         finally:
             training.close()
-    late = {name: values[len(values) // 5 :] for name, values in times.items()}
+    late = {name: both_orders(values[len(values) // 5 // 2 * 2 :]) for name, values in times.items()}
     medians = {name: statistics.median(values) for name, values in late.items() if values}
     # Neighbours are compared: the machine's own pace drifts from one second to the next.
     ratios = [step / bare for step, bare in zip(late["step"], late["bare"], strict=True)]
