@@ -147,16 +147,20 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
 def _set_lengths(split: Split, config: Any, options: TrainOptions) -> None:
     """Turn what is given in epochs or in images into steps and shares of the training.
 
-    ``schedule.samples`` is the N of GCT's paper (Sec. 4), all images of all batches; ``method.rampup_epochs`` its eta.
+    ``schedule.samples`` is the N of GCT's paper (Sec. 4), all images of all batches; ``method.rampup_epochs`` its eta. Any
+    ``method.NAME_epochs`` becomes the share ``method.NAME``, and ``method.epochs`` all passes, where it is None.
     """
     schedule, method = config.schedule, config.method
     if options.epochs is not None:
         schedule.iters = options.epochs * steps_per_epoch(split, config)
     elif options.iters is None and schedule.get("samples") is not None and "schedule.iters" not in options.assignments:
         schedule.iters = schedule.samples // sum(_batch_counts(config).values())
-    epochs = method.pop("rampup_epochs", None)
-    if epochs is not None:
-        method.rampup = epochs * steps_per_epoch(split, config) / schedule.iters
+    for name in [name for name in method if name.endswith("_epochs")]:
+        epochs = method.pop(name)
+        if epochs is not None:
+            method[name.removesuffix("_epochs")] = epochs * steps_per_epoch(split, config) / schedule.iters
+    if "epochs" in method and method.epochs is None:
+        method.epochs = schedule.iters / steps_per_epoch(split, config)
 
 
 def _fit_right(config: Any, classes: int) -> None:

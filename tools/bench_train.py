@@ -69,7 +69,7 @@ def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None)
     total = torch.stack([output.float().square().mean() for output in outputs]).sum()
     if teacher is not None:
         with torch.no_grad():
-            network = model.teacher.segmentor
+            network = model.teacher.network
             network.decode_head(network.extract_feat(teacher))
     return total
 

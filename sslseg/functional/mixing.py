@@ -9,6 +9,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslseg.errors import UserError
+
+MIXES = ("cutmix", "cutout", "classmix")
+
+
+def mixed(mix: str, images: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix images, their targets and which pixels count by one mask; partners are neighbours in the batch.
+
+    Args:
+        mix: one of ``MIXES``; ``cutout`` makes the other half grey, and it does not count.
+
+    **Shape**: N x 3 x H x W, N x C x H x W and N x H x W bool -> the same.
+    """
+    if mix == "classmix":
+        kept = class_masks(targets.max(dim=1).indices, targets.shape[1])
+    else:
+        kept = rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
+    if mix == "cutout":
+        return images * kept, targets, counted & kept[:, 0]
+    if len(images) < 2:
+        raise UserError(f"method {mix} mixes images, but a rank's batch has one; raise --unlabeled-batch-size")
+    return paste(images, kept), paste(targets, kept), paste(counted[:, None], kept)[:, 0]
+
 
 def rectangles(number: int, size: tuple[int, int], *, area: float = 0.5, device: torch.device) -> Tensor:
     """Return a random rectangle for each image, True inside; it covers ``area`` of the image, in a random proportion.

@@ -9,10 +9,12 @@ from sslseg.methods.s4l import S4L
 from sslseg.methods.self_training import SelfTraining
 from sslseg.methods.supervised import Supervised
 from sslseg.methods.three_stage import ThreeStage
+from sslseg.methods.u2pl import U2PL
 
 __all__ = [
     "GCT",
     "S4L",
+    "U2PL",
     "AdvSSL",
     "CutMix",
     "MeanTeacher",

@@ -21,7 +21,7 @@ from sslseg.errors import UserError
 from sslseg.functional.geometry import warp
 from sslseg.inference import Predictor, Protocol
 from sslseg.methods.task import Segmentation
-from sslseg.networks.teacher import Teacher, resized
+from sslseg.networks.teacher import Average, Teacher, resized
 from sslseg.registry import METHODS
 from sslseg.store.format import SCORE_SCALE
 
@@ -132,7 +132,7 @@ class SemiSegmentor(BaseModel):
     @property
     def deployed(self) -> EncoderDecoder:
         """The segmentor that is validated, predicts pseudo-masks and is exported: the teacher's, where there is one."""
-        return self.student if self.teacher is None else self.teacher.segmentor
+        return self.student if self.teacher is None else self.teacher.network
 
     def predictor(self, protocol: Protocol) -> Predictor:
         """Return what makes pseudo-masks of images."""
@@ -143,19 +143,23 @@ class SemiSegmentor(BaseModel):
         """The share of the training that is done, in [0, 1)."""
         return self.step / self.steps
 
+    def averages(self) -> list[tuple[Average, nn.Module]]:
+        """Return what follows what by moving average."""
+        return [] if self.teacher is None else [(self.teacher, self.student)]
+
     def begin(self) -> None:
-        """Let the teacher start as the student; called once all initial weights are set, before the first step."""
-        if self.teacher is not None:
-            self.teacher.update(self.student, decay=0.0)
+        """Let averages start as what they follow; called once all initial weights are set, before the first step."""
+        for average, original in self.averages():
+            average.update(original, decay=0.0)
 
     def begin_step(self, step: int, steps: int) -> None:
         """Learn which step is taken, of how many."""
         self.step, self.steps = step, steps
 
     def after_step(self) -> None:
-        """Let the teacher follow the student; called after each step of the optimiser."""
-        if self.teacher is not None:
-            self.teacher.follow(self.student, step=self.step, progress=self.progress)
+        """Let averages follow; called after each step of the optimiser."""
+        for average, original in self.averages():
+            average.follow(original, step=self.step, progress=self.progress)
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """Return the losses of one batch; prediction goes through ``deployed``."""

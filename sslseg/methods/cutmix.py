@@ -26,12 +26,11 @@ from torch import Tensor
 
 from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy, mean, sigmoid_rampup, squared_error
-from sslseg.functional.mixing import class_masks, paste, rectangles
+from sslseg.functional.mixing import MIXES, mixed
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
 
-MIXES = ("cutmix", "cutout", "classmix")
 CONSISTENCIES = ("ce", "mse", "hard")
 
 
@@ -74,7 +73,7 @@ class CutMix(SemiSegmentor):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
         targets = move_targets(self.teacher(weak["inputs"]), strong)
-        images, targets, counted = self.mixed(strong["inputs"], targets, strong["valid"])
+        images, targets, counted = mixed(self.mix, strong["inputs"], targets, strong["valid"])
         losses, logits, _ = self.supervise(labeled, images)
         own = logits[len(labeled["inputs"]) :]
         certainty, classes = targets.max(dim=1)
@@ -87,18 +86,3 @@ class CutMix(SemiSegmentor):
         weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
         share = 1.0 if self.per_pixel else sure
         return losses | dict(loss_consistency=weight * share * loss, sure=sure)
-
-    def mixed(self, images: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mix images, their targets and which pixels count by one mask.
-
-        **Shape**: N x 3 x H x W, N x C x H x W and N x H x W bool -> the same.
-        """
-        if self.mix == "classmix":
-            kept = class_masks(targets.max(dim=1).indices, targets.shape[1])
-        else:
-            kept = rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
-        if self.mix == "cutout":
-            return images * kept, targets, counted & kept[:, 0]
-        if len(images) < 2:
-            raise UserError(f"method {self.mix} mixes images, but a rank's batch has one; raise --unlabeled-batch-size")
-        return paste(images, kept), paste(targets, kept), paste(counted[:, None], kept)[:, 0]

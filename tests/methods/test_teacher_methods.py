@@ -36,7 +36,7 @@ def predict(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 def test_teacher_is_an_average_of_all_state_and_never_trains() -> None:
     method = build("MeanTeacher", **MT)
     student, teacher = method.student, method.teacher
-    expected = {name: value.clone() for name, value in teacher.segmentor.state_dict().items()}
+    expected = {name: value.clone() for name, value in teacher.network.state_dict().items()}
     for step in range(4):
         with torch.no_grad():
             for parameter in student.parameters():
@@ -47,12 +47,12 @@ def test_teacher_is_an_average_of_all_state_and_never_trains() -> None:
         decay = min(1 - 1 / (step + 1), 0.9)
         for name, value in student.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
-    for name, value in teacher.segmentor.state_dict().items():
+    for name, value in teacher.network.state_dict().items():
         torch.testing.assert_close(value, expected[name], msg=name)
     method.train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert method.deployed is teacher.segmentor
+    assert method.deployed is teacher.network
 
 
 def test_teacher_follows_a_student_that_was_moved_to_other_tensors() -> None:
@@ -61,7 +61,7 @@ def test_teacher_follows_a_student_that_was_moved_to_other_tensors() -> None:
     method.teacher._pairs = None
     method.teacher.update(method.student, 0.0)
     for name, value in method.student.state_dict().items():
-        assert torch.equal(method.teacher.segmentor.state_dict()[name], value)
+        assert torch.equal(method.teacher.network.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("geometry", [False, True])
@@ -73,7 +73,7 @@ def test_mean_teacher_loss_equals_the_slow_one(consistency: str, geometry: bool)
     losses = method.loss(given)
     method.train()
     logits = predict(method.student, torch.cat((labeled["inputs"], strong["inputs"])))
-    targets = predict(method.teacher.segmentor, weak["inputs"]).softmax(1)
+    targets = predict(method.teacher.network, weak["inputs"]).softmax(1)
     supervised = (
         F.cross_entropy(logits[:2], labeled["labels"], ignore_index=255, reduction="sum") / labeled["labels"].numel()
     )
@@ -110,7 +110,7 @@ def test_the_student_learns_and_the_teacher_only_follows(name: str) -> None:
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
     assert all(parameter.grad is not None for parameter in method.student.parameters())
     names = moved(method, given, steps=2)
-    for part in ("student.", "teacher.segmentor."):
+    for part in ("student.", "teacher.network."):
         learnt = {part + key for key, _ in method.student.named_parameters()}
         assert learnt <= names, sorted(learnt - names)[:3]
 
@@ -134,10 +134,10 @@ def test_cutmix_loss_equals_the_slow_one(
     given = batch()
     labeled, weak, strong = given.values()
     kept = torch.rand(3, 1, 5, 6).gt(0.5).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    monkeypatch.setattr("sslseg.methods.cutmix.rectangles", lambda *a, **k: kept)
-    monkeypatch.setattr("sslseg.methods.cutmix.class_masks", lambda *a, **k: kept)
+    monkeypatch.setattr("sslseg.functional.mixing.rectangles", lambda *a, **k: kept)
+    monkeypatch.setattr("sslseg.functional.mixing.class_masks", lambda *a, **k: kept)
     losses = method.loss(given)
-    predicted = predict(method.teacher.segmentor, weak["inputs"]).softmax(1)
+    predicted = predict(method.teacher.network, weak["inputs"]).softmax(1)
     images, targets, counted = torch.zeros_like(strong["inputs"]), torch.zeros_like(predicted), strong["valid"].clone()
     for n in range(3):
         for y in range(40):
@@ -194,9 +194,9 @@ def test_in_training_the_teacher_follows_every_step(
         run = train(toy_split, tmp_path / str(decay), replace(options, assignments={"method.decay": decay}))
         states.append(torch.load(run.checkpoints / "last.pth", weights_only=True)["state_dict"])
     name = "decode_head.conv_seg.weight"
-    assert torch.equal(states[0][f"student.{name}"], states[0][f"teacher.segmentor.{name}"])
+    assert torch.equal(states[0][f"student.{name}"], states[0][f"teacher.network.{name}"])
     # The plain mean of the first three steps' weights.
-    assert not torch.equal(states[1][f"student.{name}"], states[1][f"teacher.segmentor.{name}"])
+    assert not torch.equal(states[1][f"student.{name}"], states[1][f"teacher.network.{name}"])
 
 
 def test_the_first_step_already_sees_the_given_weights(tmp_path: Path, toy_split: Split, trained: Path) -> None:
@@ -207,7 +207,7 @@ def test_the_first_step_already_sees_the_given_weights(tmp_path: Path, toy_split
     launch("none", "cpu")
     training = build_training(Run(tmp_path), toy_split, build_config(toy_split, options), options)
     try:
-        for name, value in training.runner.model.teacher.segmentor.state_dict().items():
+        for name, value in training.runner.model.teacher.network.state_dict().items():
             assert torch.equal(value, given[f"student.{name}"]), name
     finally:
         training.close()

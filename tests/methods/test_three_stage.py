@@ -36,7 +36,7 @@ def test_losses_equal_the_paper_s_sums(stage: int, geometry: bool) -> None:
     images = torch.cat((labeled["inputs"], strong["inputs"]))  # sub-batch 2, where A is the identity, and A x of 1
     features = method.student.extract_feat(images)
     logits, second = full(method.student.decode_head(features)), full(method.second(features))
-    network = method.teacher.segmentor
+    network = method.teacher.network
     teacher = full(network.decode_head(network.extract_feat(torch.cat((labeled["inputs"], weak["inputs"])))))
     targets = teacher.softmax(1)
     seg, con, pl = [], [], []
@@ -114,13 +114,13 @@ def test_decay_follows_its_steps_and_no_ema_copies() -> None:
     for step, decay in ((0, 0.0), (1, 0.5), (40, 0.5), (50, 0.8), (99, 0.8)):
         for one, expected in ((method, decay), (copying, 0.0)):
             weight = one.student.decode_head.conv_seg.weight
-            average = one.teacher.segmentor.decode_head.conv_seg.weight.clone()
+            average = one.teacher.network.decode_head.conv_seg.weight.clone()
             with torch.no_grad():
                 weight.add_(1.0)
             one.begin_step(step, 100)
             one.after_step()
             torch.testing.assert_close(
-                one.teacher.segmentor.decode_head.conv_seg.weight, expected * average + (1 - expected) * weight
+                one.teacher.network.decode_head.conv_seg.weight, expected * average + (1 - expected) * weight
             )
 
 

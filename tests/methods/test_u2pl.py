@@ -1,0 +1,240 @@
+"""U2PL: Eqs. (3) to (8) against a slow reference, what each loss moves, warm start, switches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslseg.errors import UserError
+from sslseg.networks.projection import before_classifier
+from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches
+
+CONTRAST: dict[str, Any] = dict(
+    dim=16,
+    loss="infonce",
+    anchors=5,
+    negatives=7,
+    temperature=0.5,
+    size=400,
+    background=500,
+    remember=True,
+)
+SETTINGS: dict[str, Any] = dict(
+    mix="none",
+    unlabeled_weight=1.0,
+    alpha=0.4,
+    adjust=True,
+    epochs=10.0,
+    warmup=0.1,
+    decay=0.9,
+    contrast_weight=0.1,
+    threshold=0.25,
+    ranks=(2, 20),
+    reliability="unreliable",
+    contrast=CONTRAST,
+)
+
+
+def made(**more: Any) -> Any:
+    method = build("U2PL", **SETTINGS | more)
+    method.begin_step(20, 100)
+    return method
+
+
+def batch() -> dict[str, dict]:
+    weak, strong = other_branches()
+    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=strong)
+
+
+def probabilities(network: Any, images: torch.Tensor) -> torch.Tensor:
+    logits = network.decode_head(network.extract_feat(images))
+    return F.interpolate(logits, SIZE, mode="bilinear", align_corners=False).softmax(1)
+
+
+def test_the_partition_and_the_unsupervised_loss_equal_the_paper_s_sums() -> None:
+    method = made(contrast_weight=0.0)
+    given = batch()
+    labeled, weak, strong = given.values()
+    losses = method.loss(given)
+    targets = probabilities(method.teacher.network, weak["inputs"]).argmax(1)
+    mixed = probabilities(method.teacher.network, strong["inputs"])
+    own = probabilities(method.student, torch.cat((labeled["inputs"], strong["inputs"])))[2:]
+    entropy = -(mixed * mixed.log()).sum(1)  # Eq. (5)
+    alpha = 0.4 * (1 - 2 / 10)  # Eq. (7), after 20 of 100 steps that make 10 epochs
+    limit = np.quantile(entropy[strong["valid"]].detach().numpy(), 1 - alpha)
+    total, kept, number = 0.0, 0, 0
+    for n in range(3):
+        for y in range(SIZE[0]):
+            for x in range(SIZE[1]):
+                number += 1
+                if strong["valid"][n, y, x] and entropy[n, y, x] < limit:  # Eq. (6)
+                    total -= own[n, targets[n, y, x], y, x].log().item()
+                    kept += 1
+    weight = number / kept  # Eq. (8)
+    assert losses["alpha"].item() == pytest.approx(alpha)
+    assert losses["unlabeled_weight"].item() == pytest.approx(weight, rel=1e-3)
+    assert losses["loss_unlabeled"].item() == pytest.approx(weight * total / kept, rel=1e-3)
+
+
+@pytest.mark.parametrize("reliability", ["unreliable", "reliable", "all"])
+@pytest.mark.parametrize("ranks", [(2, 20), None])
+def test_anchors_and_negatives_come_from_where_the_paper_takes_them(
+    monkeypatch: pytest.MonkeyPatch, reliability: str, ranks: tuple[int, int] | None
+) -> None:
+    """The step's own entropy, labels and probabilities, pixel by pixel, at the resolution of the features."""
+    method = made(reliability=reliability, ranks=ranks, alpha=0.5, adjust=False)
+    given = batch()
+    labeled, weak, strong = given.values()
+    seen: list[Any] = []
+    monkeypatch.setattr(method.contrast, "forward", lambda *arguments: seen.append(arguments) or arguments[0].sum())
+    method.loss(given)
+    vectors, keys, anchors, negative = seen[0]
+    images = torch.cat((labeled["inputs"], strong["inputs"]))
+    network = method.teacher.network
+    with before_classifier(network.decode_head) as features:
+        scores = network.decode_head(network.extract_feat(images)).detach()
+    small = scores.softmax(1)
+    entropy = -(probabilities(network, strong["inputs"]).log() * probabilities(network, strong["inputs"])).sum(1)
+    inside = entropy[strong["valid"]].detach().numpy()
+    limit = np.quantile(inside, 0.5)
+    pseudo = probabilities(network, weak["inputs"]).argmax(1)
+    expected_keys = F.normalize(method.key_projection.network(features[0]), dim=1)
+    torch.testing.assert_close(keys, expected_keys.permute(0, 2, 3, 1).flatten(0, 2))
+    assert vectors.shape == keys.shape
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+    row, found = 0, 0
+    height, width = small.shape[2:]
+    for n in range(5):
+        for y in range(height):
+            for x in range(width):
+                p = small[n, :, y, x].tolist()
+                rank = [sorted(p, reverse=True).index(value) for value in p]
+                at = (y * SIZE[0] // height, x * SIZE[1] // width)
+                if n < 2:
+                    label = int(labeled["labels"][n][at])
+                    holds = label != IGNORE
+                else:
+                    label, valid = int(pseudo[n - 2][at]), bool(strong["valid"][n - 2][at])
+                    value = float(entropy[n - 2][at])
+                    holds = valid and value < limit
+                    source = dict(unreliable=value > limit, reliable=value < limit, all=True)[reliability] and valid
+                assert anchors[row] == (label if holds and p[label] > 0.25 else CLASSES)
+                for c in range(CLASSES):
+                    if n < 2:
+                        expected = holds and label != c and (ranks is None or rank[c] < 2)
+                    else:
+                        expected = source and (ranks is None or rank[c] >= 2)
+                    assert negative[row, c] == expected
+                    found += bool(expected)
+                row += 1
+    assert found
+
+
+def gradients(method: Any, given: dict, name: str) -> set[str]:
+    method.zero_grad(set_to_none=True)
+    method.loss(given)[name].backward()
+    return {key for key, value in method.named_parameters() if value.grad is not None and value.grad.any()}
+
+
+@pytest.mark.parametrize("loss", ["infonce", "bce"])
+def test_the_contrast_moves_encoder_and_projection_only(loss: str) -> None:
+    method = made(contrast=CONTRAST | dict(loss=loss), warmup=0.0)
+    given = batch()
+    names = {name for name, _ in method.named_parameters()}
+    student = {name for name in names if name.startswith("student.")}
+    classifier = {name for name in names if name.startswith("student.decode_head.conv_seg")}
+    projection = {name for name in names if name.startswith("projection.")}
+    assert classifier
+    assert projection
+    assert gradients(method, given, "loss_contrast") == student - classifier | projection
+    assert gradients(method, given, "loss_unlabeled") == student
+    assert moved(method, given) >= student | projection
+    assert method.deployed is method.teacher.network
+    assert not any(name.startswith("projection") for name, _ in method.deployed.named_parameters())
+
+
+def test_averages_follow_the_projection_as_well() -> None:
+    method = made()
+    before = method.key_projection.network[2].weight.clone()
+    with torch.no_grad():
+        method.projection[2].weight.add_(1.0)
+    method.after_step()
+    torch.testing.assert_close(method.key_projection.network[2].weight, 0.9 * before + 0.1 * (before + 1.0))
+
+
+def test_warm_start_learns_from_labels_alone_and_the_teacher_is_the_student() -> None:
+    method = made()
+    method.begin_step(9, 100)
+    given = batch()
+    losses = method.loss(given)
+    assert "loss_unlabeled" not in losses
+    assert losses["loss_contrast"] == 0
+    student = {name for name, _ in method.named_parameters() if name.startswith("student.")}
+    changed = {name for name in moved(method, given) if name in dict(method.named_parameters())}
+    assert {name for name in changed if not name.startswith("teacher.")} == student
+    for name, value in method.student.state_dict().items():
+        assert torch.equal(value, method.teacher.network.state_dict()[name])
+    method.begin_step(10, 100)
+    assert "loss_unlabeled" in method.loss(given)
+
+
+def test_alpha_falls_from_epoch_to_epoch_unless_told_not_to() -> None:
+    method = made(alpha=0.2)
+    values = []
+    for step in (0, 9, 10, 55, 99):
+        method.begin_step(step, 100)
+        values.append(method.current_alpha())
+    assert values == pytest.approx([0.2, 0.2, 0.18, 0.1, 0.02])
+    fixed = made(alpha=0.2, adjust=False)
+    fixed.begin_step(99, 100)
+    assert fixed.current_alpha() == 0.2
+
+
+def test_without_a_bank_only_the_step_s_own_negatives_count() -> None:
+    method, forgetful = made(), made(contrast=CONTRAST | dict(remember=False, size=5000, background=5000))
+    given = batch()
+    counts = []
+    for _ in range(2):
+        method.loss(given)
+        forgetful.loss(given)
+        counts.append((method.contrast.bank.counts.sum(), forgetful.contrast.bank.counts.sum()))
+    assert counts[1][0] > counts[0][0]
+    assert counts[1][1] == counts[0][1] > 0
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
+def test_images_are_mixed_with_their_labels(monkeypatch: pytest.MonkeyPatch, mix: str) -> None:
+    method = made(mix=mix, contrast_weight=0.0, alpha=0.0)
+    kept = torch.zeros(3, 1, *SIZE, dtype=torch.bool)
+    kept[..., : SIZE[1] // 2] = True
+    monkeypatch.setattr("sslseg.functional.mixing.rectangles", lambda *a, **k: kept)
+    monkeypatch.setattr("sslseg.functional.mixing.class_masks", lambda *a, **k: kept)
+    given = batch()
+    images, valid = given["unlabeled_strong"]["inputs"], given["unlabeled_strong"]["valid"]
+    other = torch.zeros_like(images) if mix == "cutout" else images.roll(-1, 0)
+    plain = made(contrast_weight=0.0, alpha=0.0)
+    targets = probabilities(method.teacher.network, given["unlabeled_weak"]["inputs"])
+    counted = valid & kept[:, 0] if mix == "cutout" else valid
+    own = probabilities(method.student, torch.cat((given["labeled_weak"]["inputs"], torch.where(kept, images, other))))
+    classes = (targets if mix == "cutout" else torch.where(kept, targets, targets.roll(-1, 0))).argmax(1)
+    losses = -own[2:].gather(1, classes[:, None])[:, 0].log()
+    expected = losses[counted].mean() * counted.numel() / counted.sum()
+    torch.testing.assert_close(method.loss(given)["loss_unlabeled"], expected, rtol=2e-3, atol=1e-4)
+    assert plain.loss(given)["loss_unlabeled"] != expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(mix="blend"), "mix 'blend'"),
+        (dict(reliability="some"), "reliability 'some'"),
+        (dict(contrast=CONTRAST | dict(loss="l2")), "contrast.loss 'l2'"),
+    ],
+)
+def test_unknown_choices_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made(**settings)
