@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from sslseg.artifacts import Artifact, identify, load_model
-from sslseg.run import Run
+from sslseg.run import METRICS, Run
 from sslseg.split import Split
 
 
@@ -44,8 +45,30 @@ def _run(artifact: Artifact) -> dict[str, Any]:
         labeled=len(split.labeled),
         unlabeled=len(split.unlabeled),
         **{key: value for key, value in record.items() if key not in ("status", "method", "format", "version")},
+        **_course(run, dataset["classes"]),
         stores=stores,
     )
+
+
+def _course(run: Run, classes: list[str]) -> dict[str, Any]:
+    """Return how what a method logs beside losses went: a few steps of each value; of values by class the latest."""
+    path = run.folder / METRICS
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    course: dict[str, list[str]] = {}
+    by_class: dict[str, list[str]] = {}
+    for record in (record for record in records if "val" not in record):
+        for key, value in record.items():
+            if isinstance(value, list):
+                by_class[key] = [f"{name} {share:.0%}" for name, share in zip(classes, value, strict=True)]
+            elif "loss" not in key and key not in ("step", "lr", "seconds_per_step"):
+                course.setdefault(key, []).append(f"{value:.4g} (step {record['step']})")
+    return {key: _some(values) for key, values in course.items()} | by_class
+
+
+def _some(values: list[str], number: int = 5) -> list[str]:
+    """Return at most ``number`` values, evenly spaced, the last among them."""
+    spaced = {round(index * (len(values) - 1) / (number - 1)) for index in range(number)}
+    return [values[index] for index in sorted(spaced)]
 
 
 def _checkpoint(artifact: Artifact) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sslseg.errors import UserError
 from sslseg.files import write_json
 
 FORMAT, VERSION = "sslseg-run", 1
-RECORD = "run.json"
+RECORD, METRICS = "run.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)

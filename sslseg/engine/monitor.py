@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sslseg.engine.checkpoints import unwrap
 from sslseg.files import write_text
 from sslseg.progress import PLAIN_INTERVAL_SECONDS, note, stderr
+from sslseg.run import METRICS
 
-METRICS, LOG = "metrics.jsonl", "train.log"
+LOG = "train.log"
 
 
 class Monitor(Hook):
@@ -34,7 +35,7 @@ class Monitor(Hook):
     def __init__(self, folder: Path, *, interval: int, show: bool = True) -> None:
         self.folder, self.interval = folder, interval
         self.show = show and is_main_process()
-        self.sums: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, tuple[torch.Tensor, int]] = {}
         self.steps = 0
         self.scores = ""
         self.best = (-1.0, 0)
@@ -48,6 +49,8 @@ class Monitor(Hook):
         if is_main_process():
             self._drop_after(runner.iter)
             self.board = _summary_writer(self.folder / "tensorboard", runner.iter)
+        for remark in unwrap(runner).remarks:
+            self._line(remark, always=True)
         if self.show and stderr.is_terminal:
             columns = (
                 BarColumn(bar_width=20),
@@ -69,7 +72,8 @@ class Monitor(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         for name, value in outputs.items():
             value = torch.as_tensor(value).detach()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            before, number = self.sums.get(name, (0.0, 0))
+            self.sums[name] = before + value, number + 1
         self.steps += 1
         step = batch_idx + 1
         if step % self.interval == 0 or step == runner.max_iters:
@@ -82,14 +86,15 @@ class Monitor(Hook):
 
     def _record(self, runner: Runner, step: int) -> None:
         names = sorted(self.sums)
-        means = torch.stack([self.sums[name].float().mean() for name in names]) / self.steps
+        means = torch.stack([self.sums[name][0].float().mean() / self.sums[name][1] for name in names])
         all_reduce(means, op="mean")
         values = dict(zip(names, means.tolist(), strict=True))
         now = time.monotonic()
         seconds = (now - self.since) / self.steps
         self.since, self.sums, self.steps = now, {}, 0
         rates = next(iter(runner.optim_wrapper.get_lr().values()))
-        self._write(dict(step=step, **values, lr=max(rates), seconds_per_step=round(seconds, 5)))
+        more = unwrap(runner).state_report()
+        self._write(dict(step=step, **values, **more, lr=max(rates), seconds_per_step=round(seconds, 5)))
         self.losses = f"loss {values['loss']:.3f} "
         left = (runner.max_iters - step) * (now - self.started) / max(step - self.first, 1)
         self._line(

@@ -66,6 +66,18 @@ def class_masks(labels: Tensor, num_classes: int) -> Tensor:
     return chosen.gather(1, flat).reshape(labels.shape).unsqueeze(1)
 
 
+def boxes(regions: Tensor) -> Tensor:
+    """Return the smallest upright rectangle around each region, nothing for an empty one.
+
+    **Shape**: N x H x W bool -> N x 1 x H x W bool.
+    """
+
+    def between(marks: Tensor) -> Tensor:
+        return (marks.cumsum(1) > 0) & (marks.flip(1).cumsum(1) > 0).flip(1)
+
+    return between(regions.any(dim=2))[:, None, :, None] & between(regions.any(dim=1))[:, None, None, :]
+
+
 def paste(maps: Tensor, kept: Tensor) -> Tensor:
     """Keep each image's pixels where ``kept``, and take the others from the next image of the batch.
 

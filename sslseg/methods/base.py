@@ -113,6 +113,7 @@ class SemiSegmentor(BaseModel):
     Attributes:
         task: what depends on the task.
         teacher: the student's average, for methods that set one; it follows the student by itself.
+        remarks: what the user should know of the method's choices when training begins.
         step: number of the step that is being taken, from 0.
         steps: how many the whole training takes.
     """
@@ -127,6 +128,7 @@ class SemiSegmentor(BaseModel):
         self.student: EncoderDecoder = student
         self.task = Segmentation(num_classes=student.num_classes, ignore_index=ignore_value(student.num_classes))
         self.teacher: Teacher | None = None
+        self.remarks: list[str] = []
         self.step, self.steps = 0, 1
 
     @property
@@ -160,6 +162,10 @@ class SemiSegmentor(BaseModel):
         """Let averages follow; called after each step of the optimiser."""
         for average, original in self.averages():
             average.follow(original, step=self.step, progress=self.progress)
+
+    def state_report(self) -> dict[str, Any]:
+        """Return what a record of the training tells beside losses, as JSON types; may wait for the device."""
+        return {}
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """Return the losses of one batch; prediction goes through ``deployed``."""

@@ -111,12 +111,26 @@ class U2PL(SemiSegmentor):
             self.contrast = Contrast(classes, **contrast)
             self.projection = Projection(self.student.decode_head, self.contrast.dim)
             self.key_projection = Average(self.projection, decays)
+            if ranks is not None and self.ranks != tuple(ranks):
+                r_l, r_h = fitted_ranks(*ranks, classes)
+                self.remarks.append(
+                    f"ranks of negatives: {r_l} to {r_h}, not {ranks[0]} to {ranks[1]}: {classes} classes"
+                )
+            size = self.contrast.bank.bytes / 2**20
+            self.remarks.append(f"memory bank: {classes} queues on the training device, at most {size:.0f} MiB in all")
 
     def averages(self) -> list[tuple[Average, nn.Module]]:
         more: list[tuple[Average, nn.Module]] = []
         if self.contrast_weight:
             more = [(self.key_projection, self.projection)]
         return super().averages() + more
+
+    def state_report(self) -> dict[str, Any]:
+        """Return how full each class's queue is, in [0, 1]."""
+        if not self.contrast_weight:
+            return {}
+        bank = self.contrast.bank
+        return dict(bank=[round(share, 4) for share in (bank.counts / bank.sizes).tolist()])
 
     def current_alpha(self) -> float:
         """Return alpha_t, Eq. (7)."""
