@@ -1,6 +1,7 @@
 """The methods: each wraps any mmseg segmentor; importing this package registers them."""
 
 from sslseg.methods.adv_ssl import AdvSSL
+from sslseg.methods.ael import AEL
 from sslseg.methods.base import SemiSegmentor
 from sslseg.methods.cutmix import CutMix
 from sslseg.methods.gct import GCT
@@ -12,6 +13,7 @@ from sslseg.methods.three_stage import ThreeStage
 from sslseg.methods.u2pl import U2PL
 
 __all__ = [
+    "AEL",
     "GCT",
     "S4L",
     "U2PL",

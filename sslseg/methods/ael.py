@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sslseg.functional.consistency import cross_entropy
+from sslseg.functional.consistency import cross_entropy, sigmoid_rampup
 from sslseg.methods.base import Batch, Branch, SemiSegmentor, data_sample, move_targets
 from sslseg.networks.equalizer import Equalizer
 from sslseg.networks.teacher import Teacher
@@ -38,16 +38,19 @@ class AEL(SemiSegmentor):
     """AEL.
 
     Args:
-        weight: of the unlabelled images.
+        weight: of the unlabelled images, once ramped up.
+        rampup: share of the training over which it grows.
         decay: of the moving average.
         equalizer: settings of ``networks.equalizer.Equalizer``.
     """
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
 
-    def __init__(self, *, segmentor: dict[str, Any], weight: float, decay: float, equalizer: dict[str, Any]) -> None:
+    def __init__(
+        self, *, segmentor: dict[str, Any], weight: float, rampup: float, decay: float, equalizer: dict[str, Any]
+    ) -> None:
         super().__init__(segmentor=segmentor)
-        self.weight = weight
+        self.weight, self.rampup = weight, rampup
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
         self.equalizer = Equalizer(self.task.channels, **equalizer)
 
@@ -62,4 +65,5 @@ class AEL(SemiSegmentor):
         certainty, classes = targets.max(dim=1)
         own = logits[number:]
         weights = counted * self.equalizer.weights(own.detach().argmax(dim=1), certainty)
-        return losses | dict(loss_unlabeled=self.weight * cross_entropy(own, classes, weights))
+        weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
+        return losses | dict(loss_unlabeled=weight * cross_entropy(own, classes, weights))

@@ -28,6 +28,8 @@ Choices where paper and authors' program differ, or are silent:
 - Anchors are sampled "for each class that appears in the current mini batch", and the mean in Eq. (4) is over those classes
   that have negatives, too. All ranks' anchors make z+; all ranks' negatives enter every bank.
 - The ranks r_l and r_h end at the number of classes: ``fitted_ranks``.
+- With ``ael`` (Table 3), labelled images are copy-pasted, unlabelled ones mixed by adaptive CutMix, and reliable pixels are
+  sampled and weighted as ``methods.ael`` does; the paper does not say how the two were joined.
 - Epochs are passes through the unlabelled images. While warming up, the teacher is the student.
 """
 
@@ -44,8 +46,10 @@ from sslseg.functional import contrast
 from sslseg.functional.confidence import normalized_entropy
 from sslseg.functional.consistency import cross_entropy, mean
 from sslseg.functional.mixing import MIXES, mixed
-from sslseg.methods.base import Batch, SemiSegmentor, move_targets
+from sslseg.methods.ael import pasted
+from sslseg.methods.base import Batch, Branch, SemiSegmentor, move_targets
 from sslseg.networks.contrast import Contrast
+from sslseg.networks.equalizer import Equalizer
 from sslseg.networks.projection import Projection, before_classifier
 from sslseg.networks.teacher import Average, Teacher
 from sslseg.registry import METHODS
@@ -63,7 +67,8 @@ class U2PL(SemiSegmentor):
     """U2PL.
 
     Args:
-        mix: how unlabelled images are mixed: ``cutmix``, ``cutout``, ``classmix`` or ``none``.
+        mix: how unlabelled images are mixed: ``cutmix``, ``cutout``, ``classmix``, ``ael`` (with all that ``equalizer``
+            turns on, of labelled images, too) or ``none``.
         unlabeled_weight: eta.
         alpha: alpha_0, the share of unreliable pixels at the start.
         adjust: whether alpha falls from epoch to epoch (dynamic partition adjustment).
@@ -75,6 +80,7 @@ class U2PL(SemiSegmentor):
         ranks: r_l and r_h; None: no probability rank threshold.
         reliability: the pixels that give negatives: ``unreliable``, ``reliable`` (as many, the surest) or ``all``.
         contrast: further settings of ``networks.contrast.Contrast``.
+        equalizer: settings of ``networks.equalizer.Equalizer``, used where ``mix`` is ``ael``.
     """
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
@@ -95,9 +101,10 @@ class U2PL(SemiSegmentor):
         ranks: tuple[int, int] | None,
         reliability: str,
         contrast: dict[str, Any],
+        equalizer: dict[str, Any],
     ) -> None:
         super().__init__(segmentor=segmentor)
-        for name, value, known in (("mix", mix, (*MIXES, "none")), ("reliability", reliability, RELIABILITIES)):
+        for name, value, known in (("mix", mix, (*MIXES, "ael", "none")), ("reliability", reliability, RELIABILITIES)):
             if value not in known:
                 raise UserError(f"method.{name} {value!r} is unknown; use one of: {', '.join(known)}")
         self.mix, self.unlabeled_weight, self.alpha, self.adjust = mix, unlabeled_weight, alpha, adjust
@@ -106,6 +113,7 @@ class U2PL(SemiSegmentor):
         self.teacher: Teacher = Teacher(self.student, decays)
         self.contrast_weight, self.threshold, self.reliability = contrast_weight, threshold, reliability
         classes = self.task.channels
+        self.equalizer = Equalizer(classes, **equalizer) if mix == "ael" else None
         self.ranks = None if ranks is None else fitted_ranks(*ranks, classes)
         if contrast_weight:
             self.contrast = Contrast(classes, **contrast)
@@ -139,15 +147,22 @@ class U2PL(SemiSegmentor):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
+        if self.equalizer is not None:
+            labeled = pasted(self.equalizer, labeled)
         if self.progress < self.warmup:
-            return self.supervise(labeled, None)[0] | self.idle()
+            losses, logits, _ = self.supervise(labeled, None)
+            self.observe(logits, labeled)
+            return losses | self.idle()
         number = len(labeled["inputs"])
         images, targets, counted = strong["inputs"], move_targets(self.teacher(weak["inputs"]), strong), strong["valid"]
-        if self.mix != "none":
+        if self.equalizer is not None:
+            images, targets, counted = self.equalizer.mix(images, targets, counted)
+        elif self.mix != "none":
             images, targets, counted = mixed(self.mix, images, targets, counted)
-        classes = targets.argmax(dim=1)
+        certainty, classes = targets.max(dim=1)
         with before_classifier(self.student.decode_head) as features:
             losses, logits, _ = self.supervise(labeled, images)
+        self.observe(logits[:number], labeled)
         with torch.no_grad(), before_classifier(self.teacher.network.decode_head) as key_features:
             scores = self.teacher.network.decode_head(
                 self.teacher.network.extract_feat(torch.cat((labeled["inputs"], images)))
@@ -157,12 +172,20 @@ class U2PL(SemiSegmentor):
         limit = contrast.quantile(entropy, counted, 1.0 - alpha)
         reliable = counted & (entropy < limit)
         weight = self.unlabeled_weight / mean(reliable.float(), torch.ones_like(entropy)).clamp_min(1e-6)  # Eq. (8)
-        losses["loss_unlabeled"] = weight * cross_entropy(logits[number:], classes, reliable)
+        learned = reliable.float()
+        if self.equalizer is not None:
+            learned = learned * self.equalizer.weights(logits[number:].detach().argmax(dim=1), certainty)
+        losses["loss_unlabeled"] = weight * cross_entropy(logits[number:], classes, learned)
         if self.contrast_weight:
             chosen = counted & self.negatives_of(entropy, limit, counted, alpha)
             loss = self.compare(features[0], key_features[0], scores, labeled["labels"], classes, reliable, chosen)
             losses["loss_contrast"] = self.contrast_weight * loss
         return losses | dict(alpha=weight.new_tensor(alpha), unlabeled_weight=weight)
+
+    def observe(self, logits: Tensor, labeled: Branch) -> None:
+        """Let the equaliser, where there is one, know how the student does on labelled images."""
+        if self.equalizer is not None:
+            self.equalizer.observe(logits.detach().softmax(dim=1), labeled["labels"])
 
     def idle(self) -> dict[str, Tensor]:
         """Return a loss of 0 of what does not learn yet: data-parallel training asks for a gradient of every weight."""

@@ -5,6 +5,7 @@ Wang et al., CVPR 2022, Eqs. (4), (12) and (A1), Algorithm 1, Appendix C.
 
 from __future__ import annotations
 
+import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -64,9 +65,11 @@ class Contrast(nn.Module):
             self.bank.clear()
         self.bank.push(keys, negative)
         chosen, counts = sample_anchors(anchors, self.anchors, self.num_classes)
-        sums, members = centers(keys, anchors, self.num_classes)  # Eq. (12)
-        all_reduce(sums)
-        all_reduce(members)
-        positives = normalize(sums / members.clamp_min(1)[:, None], dim=1)
-        terms = self.loss(vectors[chosen], positives, self.bank.sample(self.anchors, self.negatives), self.temperature)
+        with torch.autocast(vectors.device.type, enabled=False):  # half precision cannot count the pixels of a batch
+            sums, members = centers(keys, anchors, self.num_classes)  # Eq. (12)
+            all_reduce(sums)
+            all_reduce(members)
+            positives = normalize(sums / members.clamp_min(1)[:, None], dim=1)
+            drawn = self.bank.sample(self.anchors, self.negatives)
+            terms = self.loss(vectors[chosen], positives, drawn, self.temperature)
         return mean(terms.mean(dim=1), (counts > 0) & (self.bank.counts > 0))

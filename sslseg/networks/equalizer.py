@@ -133,4 +133,3 @@ class Equalizer(nn.Module):
         if self.sampling:
             weights = weights * (torch.rand_like(weights) < self.rates()[predicted])
         return weights
-

@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = dict(
     ranks=(2, 20),
     reliability="unreliable",
     contrast=CONTRAST,
+    equalizer={},
 )
 
 

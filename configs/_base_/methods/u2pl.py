@@ -1,4 +1,5 @@
 # Wang et al., CVPR 2022, Table A1 and Appendix A; one epoch of warm start is that of VOC. Decay: as in the authors' program.
+_base_ = ['./equalizer.py']
 method = dict(
     type='U2PL',
     mix='cutmix',

@@ -1,0 +1,76 @@
+"""AEL: its loss against a slow reference, and what it moves; U2PL with its equalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.methods.conftest import SIZE, build, labeled_branch, moved, other_branches
+from tests.methods.test_u2pl import SETTINGS as U2PL
+
+OFF: dict[str, Any] = dict(momentum=0.9, gamma=2.0, cutmix=False, copy_paste=False, sampling=False, reweighting=True)
+ON = dict.fromkeys(OFF, True) | dict(momentum=0.9, gamma=2.0)
+
+
+def made(**more: Any) -> Any:
+    return build("AEL", **dict(weight=2.0, rampup=0.0, decay=0.9, equalizer=OFF) | more)
+
+
+def batch() -> dict[str, dict]:
+    weak, strong = other_branches()
+    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=strong)
+
+
+def probabilities(network: Any, images: torch.Tensor) -> torch.Tensor:
+    logits = network.decode_head(network.extract_feat(images))
+    return F.interpolate(logits, SIZE, mode="bilinear", align_corners=False).softmax(1)
+
+
+def test_the_loss_is_weighted_by_the_teacher_s_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = made()
+    kept = torch.zeros(3, 1, *SIZE, dtype=torch.bool)
+    kept[..., : SIZE[1] // 2] = True
+    monkeypatch.setattr("sslseg.networks.equalizer.rectangles", lambda *a, **k: kept)
+    given = batch()
+    labeled, weak, strong = given.values()
+    targets = probabilities(method.teacher.network, weak["inputs"])
+    targets = torch.where(kept, targets, targets.roll(-1, 0))
+    images = torch.where(kept, strong["inputs"], strong["inputs"].roll(-1, 0))
+    own = probabilities(method.student, torch.cat((labeled["inputs"], images)))[2:]
+    certainty, classes = targets.max(1)
+    weights = (certainty**2)[strong["valid"]]
+    losses = -own.gather(1, classes[:, None])[:, 0].log()[strong["valid"]]
+    expected = 2.0 * (weights * losses).sum() / weights.sum()
+    torch.testing.assert_close(method.loss(given)["loss_unlabeled"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_it_moves_the_student_and_the_bank_and_uses_no_gradient_of_the_teacher() -> None:
+    method = made(equalizer=ON)
+    changed = moved(method, batch())
+    learned = {name for name, value in method.named_parameters() if value.requires_grad}
+    assert learned <= changed
+    assert {name.partition(".")[0] for name in learned} == {"student"}
+    assert "equalizer.confidence" in changed
+
+
+def test_u2pl_learns_from_equalised_images() -> None:
+    settings = U2PL | dict(mix="ael", equalizer=ON)
+    method = build("U2PL", **settings)
+    plain = build("U2PL", **settings | dict(mix="cutmix"))
+    method.begin_step(20, 100)
+    plain.begin_step(20, 100)
+    given = batch()
+    before = given["labeled_weak"]["labels"].clone()
+    losses = [one.loss(given) for one in (method, plain)]
+    assert losses[0]["decode.loss_ce"] != losses[1]["decode.loss_ce"]  # labelled images are copy-pasted
+    assert losses[0]["loss_unlabeled"] > 0
+    assert torch.equal(given["labeled_weak"]["labels"], before)
+    assert method.equalizer.confidence.any()
+    assert plain.equalizer is None
+    method.begin_step(0, 100)
+    method.equalizer.confidence.zero_()
+    method.loss(given)
+    assert method.equalizer.confidence.any()  # it watches the warm start, too
