@@ -24,7 +24,7 @@ from sslseg.progress import track
 from sslseg.ranking import ErrorRanking
 from sslseg.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.format import FLAW_MAPS
+from sslseg.store.format import FLAW_MAPS, RELIABLE
 
 BATCH = 4
 Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, maps to draw
@@ -66,7 +66,9 @@ def evaluate_store(
 
     Returns:
         The scores of ``SegmentationMetric.finish``, and ``error_detection``: for each stored score, how well it tells wrong
-        pixels from right ones (of confidence, 1 - confidence), as AUROC and average precision in [0, 1].
+        pixels from right ones (of confidence, 1 - confidence), as AUROC and average precision in [0, 1]. Where the store
+        marks unreliable pixels also ``reliable``: the percentage of labelled pixels that it holds to be reliable, and mIoU
+        and aAcc of these.
     """
     if store.classes != tuple(split.dataset.classes):
         raise UserError(
@@ -81,6 +83,7 @@ def evaluate_store(
         )
     table, ignored = label_table(split.dataset), ignore_value(split.dataset.num_classes)
     rankings = [ErrorRanking(kind) for kind in store.scores]
+    reliable = SegmentationMetric(store.classes, ignore_index=ignored) if store.has(RELIABLE) else None
 
     def scored() -> Iterator[Scored]:
         for sample in samples[get_rank() :: get_world_size()]:
@@ -89,11 +92,19 @@ def evaluate_store(
                 raise UserError(f"store {store.path}: {sample.id!r} is {mask.shape}, its label {label.shape}")
             for ranking in rankings:
                 ranking.add(store.stored(ranking.kind, sample.id), mask != label, label != ignored)
+            if reliable is not None:
+                kept = store.stored(RELIABLE, sample.id) != ignored
+                truth = np.where(kept, label, ignored).astype("int64")
+                reliable.add(torch.from_numpy(mask.astype("int64")), torch.from_numpy(truth))
             drawn = [store.score(kind, sample.id) for kind in store.kinds if kind in FLAW_MAPS and figures is not None]
             yield sample, torch.from_numpy(mask.astype("int64")), torch.from_numpy(label.astype("int64")), drawn
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
     provenance = store.provenance
+    if reliable is not None:
+        own = reliable.finish(len(samples))
+        share = np.sum(own["confusion"]) / max(np.sum(scores["confusion"]), 1)
+        scores["reliable"] = dict(share=100 * float(share), mIoU=own["mIoU"], aAcc=own["aAcc"])
     return dict(
         scores,
         protocol=f"store, {provenance.get('protocol')}",

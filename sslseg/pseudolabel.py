@@ -28,17 +28,21 @@ from sslseg.functional.confidence import confidence, normalized_entropy
 from sslseg.inference import Prediction, Protocol, predict_all
 from sslseg.progress import track
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
-from sslseg.store.format import FLAW, FLAW_MAPS, LABEL_KINDS, MASKS, SCORE_KINDS
+from sslseg.store.format import FLAW, FLAW_MAPS, MASKS, MODEL_MASKS, SCORE_KINDS
+from sslseg.store.reliability import PERCENTILE, mark_reliable
 
 SCORES = {"confidence": confidence, "entropy": normalized_entropy}
 MODELS = "models"
 # What --scores may name, and the kinds of maps that this stores.
-NAMES = {name: (name,) for name in SCORES} | {FLAW: FLAW_MAPS, MODELS: LABEL_KINDS[1:]}
+NAMES = {name: (name,) for name in SCORES} | {FLAW: FLAW_MAPS, MODELS: MODEL_MASKS}
 
 
 @dataclass(frozen=True)
 class PseudolabelOptions:
-    """What goes into a store, and how it is predicted; by default all scores that the model gives."""
+    """What goes into a store, and how it is predicted; by default all scores that the model gives.
+
+    ``reliability`` is a percentile of the entropy, such as ``q80``: pixels above it are marked as unreliable.
+    """
 
     scores: tuple[str, ...] | None = None
     protocol: Protocol = field(default_factory=Protocol)
@@ -46,6 +50,7 @@ class PseudolabelOptions:
     workers: int = 2
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
+    reliability: str | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.scores or ()) - set(NAMES))
@@ -53,6 +58,19 @@ class PseudolabelOptions:
             raise UserError(f"--scores {','.join(unknown)} is unknown; use {', '.join(NAMES)}")
         if self.protocol.mode == "center-crop":
             raise UserError("a store holds whole masks, so center-crop cannot make one; use --mode whole or slide")
+        if self.reliability is not None:
+            found = PERCENTILE.fullmatch(self.reliability)
+            if found is None or not 0 < float(found[1]) <= 100:
+                raise UserError(
+                    f"--reliability {self.reliability!r} is not understood; write a percentile between q0 and q100, such as q80"
+                )
+            if self.scores is not None and "entropy" not in self.scores:
+                raise UserError("--reliability goes by the entropy; let --scores name it, too")
+            if self.shard != (0, 1):
+                raise UserError(
+                    "--reliability needs the pixels of all shards; join them with `sslseg merge`, then run"
+                    " `sslseg pseudolabel` again with --resume, --reliability and --out of the merged store"
+                )
 
 
 def pseudolabel(
@@ -81,6 +99,7 @@ def pseudolabel(
             f"--shard {shard}/{shards} gets no image: there are {len(samples)} in batches of {options.batch_size}"
         )
     if options.resume and path.exists():
+        _mark(path, options)
         return path
     kinds = stored_kinds(model, options.scores)
     positions = [index for batch in batches for index in batch]
@@ -104,7 +123,13 @@ def pseudolabel(
             writer.add(sample["data_samples"].sample_id, **_arrays(prediction, kinds))
     barrier()
     on_main(writer.finalize)
+    _mark(path, options)
     return path
+
+
+def _mark(path: Path, options: PseudolabelOptions) -> None:
+    if options.reliability is not None:
+        on_main(functools.partial(mark_reliable, path, options.reliability))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import shutil
 import sys
@@ -147,14 +148,19 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
 def _set_lengths(split: Split, config: Any, options: TrainOptions) -> None:
     """Turn what is given in epochs or in images into steps and shares of the training.
 
-    ``schedule.samples`` is the N of GCT's paper (Sec. 4), all images of all batches; ``method.rampup_epochs`` its eta. Any
-    ``method.NAME_epochs`` becomes the share ``method.NAME``, and ``method.epochs`` all passes, where it is None.
+    ``schedule.samples`` is the N of GCT's paper (Sec. 4), all images of all batches; ``schedule.epochs`` passes through
+    the unlabelled images, also for a method that does not see them: equal steps for all. Any ``method.NAME_epochs``
+    becomes the share ``method.NAME``, and ``method.epochs`` all passes, where it is None.
     """
     schedule, method = config.schedule, config.method
     if options.epochs is not None:
         schedule.iters = options.epochs * steps_per_epoch(split, config)
-    elif options.iters is None and schedule.get("samples") is not None and "schedule.iters" not in options.assignments:
-        schedule.iters = schedule.samples // sum(_batch_counts(config).values())
+    elif options.iters is None and "schedule.iters" not in options.assignments:
+        if schedule.get("samples") is not None:
+            schedule.iters = schedule.samples // sum(_batch_counts(config).values())
+        elif schedule.get("epochs") is not None:
+            count = batch_counts(config, ("unlabeled",))["unlabeled"]
+            schedule.iters = schedule.epochs * math.ceil(len(split.samples("unlabeled")) / count)
     for name in [name for name in method if name.endswith("_epochs")]:
         epochs = method.pop(name)
         if epochs is not None:
@@ -174,7 +180,14 @@ def _fit_right(config: Any, classes: int) -> None:
 
 
 def _check(config: Any) -> None:
+    from sslseg.registry import METHODS
+
     schedule, data = config.schedule, config.data
+    known = inspect.signature(METHODS.get(config.method.type)).parameters.keys() - {"segmentor"}
+    for key in sorted(config.method.keys() - known - {"type"}):
+        raise UserError(
+            f"method.{key} is no setting of {config.method.type}; known: {', '.join(sorted(known)) or 'none'}"
+        )
     if not isinstance(schedule.iters, int) or schedule.iters < 1:
         raise UserError(f"schedule.iters is {schedule.iters!r}; give at least 1 with --iters")
     if not isinstance(data.batch_size, int) or data.batch_size < 1:

@@ -147,6 +147,33 @@ def test_a_finished_store_is_kept(run: Path, sslseg: Sslseg) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+def test_unreliable_pixels_are_marked_and_the_rest_is_left_alone(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
+    plain = StoreReader(sslseg("pseudolabel", run, "--workers", "0", "--out", tmp_path / "plain.h5").path)
+    done = sslseg("pseudolabel", run, "--workers", "0", "--reliability", "q80")
+    marked = StoreReader(done.path)
+    assert "reliable" in done.err
+    entropy = np.concatenate([plain.entropy(name).ravel() for name in plain.ids])
+    limit = np.sort(entropy)[int(np.ceil(0.8 * entropy.size)) - 1]
+    kept = []
+    for name in plain.ids:
+        for kind in plain.kinds:
+            assert np.array_equal(plain.stored(kind, name), marked.stored(kind, name))
+        reliable = plain.entropy(name) < limit
+        expected = np.where(reliable, plain.mask(name), plain.ignore_index)
+        assert np.array_equal(marked.stored("reliable_masks", name), expected)
+        kept.append(reliable)
+    assert np.mean(kept) == pytest.approx(0.8, abs=0.01)
+    verify_store(done.path)
+    # An unmarked store is marked later, and marked anew; a killed marking leaves the store as it was.
+    again = sslseg("pseudolabel", run, "--out", plain.path, "--resume", "--reliability", "q80")
+    assert again.path.read_bytes() == done.path.read_bytes()
+    sslseg("pseudolabel", run, "--out", plain.path, "--resume", "--reliability", "q50")
+    assert StoreReader(plain.path).provenance["reliable"]["keep"] == "entropy<q50"
+    exported = sslseg("pseudolabel", run, "--resume", "--export-png", tmp_path / "png")
+    assert exported.code == 0
+    assert len(list((tmp_path / "png" / "reliable_masks").rglob("*.png"))) == len(plain)
+
+
 def test_a_store_leads_to_its_model(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
     first = sslseg("pseudolabel", run, "--workers", "0").path
     again = sslseg("pseudolabel", first, "--workers", "0", "--out", tmp_path / "again.h5").path
@@ -171,6 +198,10 @@ def test_wrong_input(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
         ("--mode", "slide"): "needs a size",
         ("--mode", "center-crop", "--crop", "32"): "center-crop cannot",
         ("--checkpoint", "first"): "use best or last",
+        ("--reliability", "80"): "write a percentile between",
+        ("--reliability", "q0"): "write a percentile between",
+        ("--reliability", "q80", "--scores", "confidence"): "goes by the entropy",
+        ("--reliability", "q80", "--shard", "0/2"): "sslseg merge",
     }
     for arguments, message in cases.items():
         done = sslseg("pseudolabel", run, "--workers", "0", *arguments)

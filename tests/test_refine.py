@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from sslseg.data.files import label_table, read_mask
+from sslseg.data.pseudo import PseudoMasks
 from sslseg.errors import Interrupted
 from sslseg.inference import Protocol, with_tta
 from sslseg.refine import find_input, refine
@@ -132,6 +134,31 @@ def test_keep_takes_the_pixels_it_names(first: Path, sslseg: Sslseg) -> None:
     learned = StoreReader(run.path / "stores" / "train.h5").provenance["learned_from"]
     assert [entry["keep"] for entry in learned["keep"]] == ["entropy<q30", "confidence>=0.5"]
     assert learned["keep"][0]["threshold"] == pytest.approx(low.threshold)
+
+
+def test_a_student_of_a_marked_store_learns_from_its_reliable_pixels(first: Path, sslseg: Sslseg) -> None:
+    assert sslseg("pseudolabel", first, "--subset", "train", "--resume", "--reliability", "q60").code == 0
+    store = StoreReader(first / "stores" / "train.h5")
+    name = store.ids[0]
+    mask = store.mask(name)
+    learned = PseudoMasks(store).read(name, mask.shape)
+    assert np.array_equal(learned, store.stored("reliable_masks", name))
+    assert not np.array_equal(learned, mask)
+    run = sslseg("refine", first, "--iters", "1")
+    assert run.path.name.startswith("student-")
+    scores = json.loads(sslseg("eval", store.path, "--json").out)
+    entropies = [store.entropy(name) for name in store.ids]
+    limit = store.provenance["reliable"]["threshold"]
+    split = Split.load(first / "split")
+    masks = {sample.id: sample.mask for sample in split.samples("all")}
+    truth = {name: read_mask(str(masks[name]), label_table(split.dataset)) for name in store.ids}
+    known = [truth[name] != store.ignore_index for name in store.ids]
+    kept = [(entropy < limit) & there for entropy, there in zip(entropies, known, strict=True)]
+    right = [(store.mask(name) == truth[name]) for name in store.ids]
+    number = sum(k.sum() for k in kept)
+    assert scores["reliable"]["share"] == pytest.approx(100 * number / sum(k.sum() for k in known))
+    accuracy = sum((k & r).sum() for k, r in zip(kept, right, strict=True)) / number
+    assert scores["reliable"]["aAcc"] == pytest.approx(100 * accuracy)
 
 
 def test_filters_drop_pixels_of_the_mask(first: Path) -> None:

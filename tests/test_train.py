@@ -70,6 +70,8 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> 
         ("gct", 7),
         ("adv-ssl", 7),
         ("s4l", 7),
+        ("ael", 7),
+        ("u2pl", 7),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
@@ -93,6 +95,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     parts = train(toy_split, tmp_path / "parts", replace(options, resume=True))
     for name in ("last.pth", "best.pth"):
         assert (parts.checkpoints / name).read_bytes() == (whole.checkpoints / name).read_bytes()
+    if method == "u2pl":
+        assert weights(whole.checkpoints / "last.pth")["contrast.bank.counts"].sum() > 0
     records = [(run.folder / "metrics.jsonl").read_text().splitlines() for run in (whole, parts)]
     steps = [[json.loads(line)["step"] for line in lines] for lines in records]
     assert steps[0] == steps[1]
@@ -311,7 +315,9 @@ torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "adv-ssl", "s4l"])
+@pytest.mark.parametrize(
+    "method", ["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "adv-ssl", "s4l", "u2pl", "ael"]
+)
 def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
     (workspace / "ranks.py").write_text(RANKS)
     if method == "three-stage":
@@ -332,6 +338,8 @@ def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
     for name in saved:
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         assert torch.equal(ranks[0][name], saved[name]), name
+    if method == "u2pl":
+        assert saved["contrast.bank.counts"].sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -349,6 +357,7 @@ def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
         (dict(launcher="pytorch"), "torchrun"),
         (dict(pretrained="nowhere.pth"), "--pretrained"),
         (dict(assignments={"model.nope.x": 1}), "there is no 'model.nope'"),
+        (dict(assignments={"method.mix": "cutmix"}), "method.mix is no setting of Supervised"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, toy_split: Split, options: dict, message: str) -> None:

@@ -142,5 +142,8 @@ def _show(scores: dict[str, Any], split: Split) -> None:
             note(
                 f"errors found by {name}: AUROC {found['auroc']:.3f}, average precision {found['average_precision']:.3f}"
             )
+    if "reliable" in scores:
+        found = scores["reliable"]
+        note(f"marked as reliable: {found['share']:.1f}% of the pixels, mIoU {found['mIoU']:.2f} there")
     if recorded:
         note(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}")

@@ -43,6 +43,15 @@ def command(
             show_default=False,
         ),
     ] = None,
+    reliability: Annotated[
+        str | None,
+        typer.Option(
+            metavar="qPERCENT",
+            help="Also store masks in which pixels have no class whose entropy exceeds this percentile of all pixels, such"
+            " as q80.",
+            show_default=False,
+        ),
+    ] = None,
     which: WhichOption = "best",
     split: SplitOption = None,
     data: DataOption = None,
@@ -91,6 +100,7 @@ def command(
         workers=workers,
         shard=parse_shard(shard),
         resume=resume,
+        reliability=reliability,
     )
     launch(launcher, device)
     model = find_model(source_argument(source) or Workspace.load().newest_run(), which=check_which(which))

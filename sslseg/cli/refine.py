@@ -21,7 +21,7 @@ def command(
         int | None,
         typer.Option(
             help="2, 3, ... of three-stage self-training. By default one more than the stage of the store; a store with"
-            " flaw maps, or --weight, trains a student without stages instead.",
+            " flaw maps or reliable masks, or --weight, trains a student without stages instead.",
             show_default=False,
         ),
     ] = None,
@@ -58,8 +58,8 @@ def command(
 ) -> None:
     """Train on a store's masks, and write a run directory with the next, better store in it.
 
-    The next stage of three-stage self-training; or, from a store with flaw maps (method gct) or with --weight, a fresh
-    student of the stored masks. Network, batches and schedule are those of the run that made the store, unless flags say
+    The next stage of three-stage self-training; or, from a store with flaw maps (method gct), with marks of unreliable
+    pixels (pseudolabel --reliability) or with --weight, a fresh student of the stored masks. Network, batches and schedule are those of the run that made the store, unless flags say
     otherwise; weights start anew. Prints the run directory; its store is <run>/stores/<subset>.h5, which the next refine
     finds there.
     """
@@ -67,12 +67,12 @@ def command(
     from sslseg.cli.train import check_dataset, report
     from sslseg.errors import UserError
     from sslseg.refine import find_input, method_of, refine, run_name
-    from sslseg.store.format import FLAW
+    from sslseg.store.format import FLAW, RELIABLE
     from sslseg.workspace import Workspace
 
     workspace = Workspace.load()
     given = find_input(source_argument(source) or workspace.newest_run())
-    if stage is None and weight is None and not given.store.has(FLAW):
+    if stage is None and weight is None and not (given.store.has(FLAW) or given.store.has(RELIABLE)):
         stage = given.next_stage
     switches: dict[str, Any] = {}
     for option, wanted, key, value in (

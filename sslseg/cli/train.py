@@ -16,14 +16,29 @@ if TYPE_CHECKING:
     from sslseg.split import Split
     from sslseg.workspace import Workspace
 
+# Options that set one key of the config, and the methods that have it.
+SWITCHES = {"augment": ("method.mix", ("cutmix", "u2pl")), "contrast": ("method.contrast.loss", ("u2pl",))}
+
 
 @with_train_flags
 def command(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method: supervised, mean-teacher, cutmix, gct, adv-ssl, s4l. Default: supervised.", show_default=False
+            help="Method: supervised, mean-teacher, cutmix, ael, u2pl, gct, adv-ssl, s4l. Default: supervised.",
+            show_default=False,
         ),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="How cutmix or u2pl mixes unlabelled images: cutmix, cutout or classmix; u2pl also ael or none."
+            " Default: cutmix.",
+            show_default=False,
+        ),
+    ] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="Contrastive loss of u2pl: infonce or bce. Default: infonce.", show_default=False)
     ] = None,
     flaw_detector: Annotated[
         bool, typer.Option("--flaw-detector", help="With mean-teacher: no consistency where the teacher looks worse.")
@@ -50,7 +65,14 @@ def command(
             )
         flags = replace(flags, config="mean-teacher/flaw_detector")
         method = None
-    options = train_options(flags, workspace, method=method)
+    switches = {name: value for name, value in dict(augment=augment, contrast=contrast).items() if value is not None}
+    options = train_options(
+        flags, workspace, method=method, **{SWITCHES[name][0]: value for name, value in switches.items()}
+    )
+    for name in switches:
+        methods = SWITCHES[name][1]
+        if options.method not in methods and options.config is None:
+            raise UserError(f"--{name} needs --method {' or '.join(methods)}, this is {options.method}; leave it out")
     if flags.split is None and flags.data is None and flags.launcher == "none" and workspace.untouched:
         _first_split(workspace)
     given = find_split(flags.split, flags.data)

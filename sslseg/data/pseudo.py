@@ -9,13 +9,14 @@ import numpy as np
 
 from sslseg.errors import UserError
 from sslseg.ranking import SURENESS
-from sslseg.store.format import RANKED, SCORE_LEVELS
+from sslseg.store.format import MASKS, RANKED, RELIABLE, SCORE_LEVELS
 from sslseg.store.keep import Filter
 from sslseg.store.reader import StoreReader
 
 
 class PseudoMasks:
-    """Adds ``pseudo_map`` to a sample that was just loaded: its stored mask, ignored where a filter drops it.
+    """Adds ``pseudo_map`` to a sample that was just loaded: its stored mask, ignored where a filter drops it or where the
+    store marks it as unreliable.
 
     With ``weight``, the name of a score, it also adds ``weight_map``: how right the score holds each pixel to be, in stored
     levels. A sample that the store lacks is ignored everywhere.
@@ -51,7 +52,7 @@ class PseudoMasks:
         ignored = self.store.ignore_index
         if name not in self.store:
             return np.full(shape, ignored, np.min_scalar_type(ignored))
-        mask = self.store.mask(name)
+        mask = self.store.stored(RELIABLE if self.store.has(RELIABLE) else MASKS, name)
         if mask.shape != tuple(shape):
             raise UserError(
                 f"store {self.store.path}: the mask of {name!r} is {mask.shape[0]}x{mask.shape[1]}, its image"

@@ -41,7 +41,7 @@ from sslseg.methods.base import Batch, SemiSegmentor, fixed
 from sslseg.methods.fusion import FusedPredictor
 from sslseg.networks.flaw_detector import FlawDetector
 from sslseg.registry import METHODS
-from sslseg.store.format import FLAW_MAPS, LABEL_KINDS
+from sslseg.store.format import FLAW_MAPS, MODEL_MASKS
 
 SIDES = ("left", "right")
 
@@ -69,7 +69,7 @@ class GCT(SemiSegmentor):
     """
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak",)}
-    maps: ClassVar[tuple[str, ...]] = (*FLAW_MAPS, *LABEL_KINDS[1:])
+    maps: ClassVar[tuple[str, ...]] = (*FLAW_MAPS, *MODEL_MASKS)
 
     def __init__(
         self,

@@ -34,13 +34,12 @@ class Projection(nn.Sequential):
 
 def classifier_width(head: BaseDecodeHead) -> int:
     """Return how many channels the classifier of a decode head reads; a head without one is a UserError."""
-    classifier = getattr(head, "conv_seg", None)
-    if not isinstance(classifier, nn.Conv2d):
+    if not isinstance(getattr(head, "conv_seg", None), nn.Module):
         raise UserError(
             f"model.decode_head {type(head).__name__} has no single classifier whose features could be compared; use a"
             " model with another head"
         )
-    return classifier.in_channels
+    return head.channels
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ from sslseg import __version__
 
 FORMAT, VERSION = "sslseg-store", 1
 MASKS = "masks"
-LABEL_KINDS = (MASKS, "model_masks/left", "model_masks/right")
+RELIABLE = "reliable_masks"  # the masks, without a class where a pixel is unreliable
+MODEL_MASKS = ("model_masks/left", "model_masks/right")
+LABEL_KINDS = (MASKS, RELIABLE, *MODEL_MASKS)
 FLAW_MAPS = ("flaw_maps/left", "flaw_maps/right")
 SCORE_KINDS = ("confidence", "entropy", *FLAW_MAPS)
 KINDS = (MASKS, *SCORE_KINDS, *LABEL_KINDS[1:])

@@ -43,31 +43,33 @@ class Filter:
         return dict(keep=self.text, threshold=self.threshold, share=self.share)
 
 
-def resolve(texts: Sequence[str], store: StoreReader) -> tuple[Filter, ...]:
+def resolve(texts: Sequence[str], store: StoreReader, *, option: str = "--keep") -> tuple[Filter, ...]:
     """Read filters of the form KIND<NUMBER, KIND<qPERCENT (or <=, >, >=) and find their thresholds in ``store``.
 
-    A percentile is that of all pixels of all images together.
+    A percentile is that of all pixels of all images together. ``option`` is what the user called the filter.
 
     Raises:
         UserError: the form, the kind or the number is wrong, the store lacks the kind, or nothing would be kept.
     """
-    return tuple(_resolve(text, store) for text in texts)
+    return tuple(_resolve(text, store, option) for text in texts)
 
 
-def _resolve(text: str, store: StoreReader) -> Filter:
+def _resolve(text: str, store: StoreReader, option: str) -> Filter:
     match = PATTERN.fullmatch(text)
     kinds = ", ".join(RANKED)
     if match is None or match[1] not in RANKED:
-        raise UserError(f"--keep {text!r} is not understood; write such as 'confidence>0.9' or 'entropy<q80' ({kinds})")
+        raise UserError(
+            f"{option} {text!r} is not understood; write such as 'confidence>0.9' or 'entropy<q80' ({kinds})"
+        )
     kind, comparison, percent, digits = match.groups()
     try:
         number = float(digits)
     except ValueError as error:
-        raise UserError(f"--keep {text!r}: {digits!r} is no number; write such as 'confidence>0.9'") from error
+        raise UserError(f"{option} {text!r}: {digits!r} is no number; write such as 'confidence>0.9'") from error
     if number > (100 if percent else 1):
-        raise UserError(f"--keep {text!r}: {kind} lies between 0 and 1, a percentile (q) between 0 and 100")
+        raise UserError(f"{option} {text!r}: {kind} lies between 0 and 1, a percentile (q) between 0 and 100")
     if not store.has(kind):
-        raise UserError(f"--keep {text!r}: store {store.path} holds no {kind}; make it with `sslseg pseudolabel`")
+        raise UserError(f"{option} {text!r}: store {store.path} holds no {kind}; make it with `sslseg pseudolabel`")
     counts = np.zeros(SCORE_LEVELS, np.int64)
     for name in track(store.ids, f"read {kind}", total=len(store)):
         counts += np.bincount(store.stored(kind, name).ravel(), minlength=SCORE_LEVELS)
@@ -77,5 +79,5 @@ def _resolve(text: str, store: StoreReader) -> Filter:
         number = float(scores[min(level, SCORE_LEVELS - 1)])
     share = float(counts[OPERATORS[comparison](scores, np.float32(number))].sum() / counts.sum())
     if share == 0:
-        raise UserError(f"--keep {text!r} keeps no pixel of {store.path}; loosen it")
+        raise UserError(f"{option} {text!r} keeps no pixel of {store.path}; loosen it")
     return Filter(text, kind, comparison, number, share)

@@ -1,0 +1,56 @@
+"""Marks of unreliable pixels in a store: a second set of masks, in which they have no class.
+
+Wang et al., U2PL, CVPR 2022, Eq. (6), with the percentile of the entropy taken over all pixels of all images of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sslseg.progress import note, track
+from sslseg.store.format import RELIABLE
+from sslseg.store.keep import Filter, resolve
+from sslseg.store.reader import StoreReader
+from sslseg.store.writer import Maps, write_store
+
+PERCENTILE = re.compile(r"q([0-9]+(?:\.[0-9]+)?)")
+
+
+def mark_reliable(path: Path, percentile: str) -> None:
+    """Add ``reliable_masks`` to the store at ``path``, or replace them; other maps are copied as they are.
+
+    Args:
+        percentile: such as ``q80``; pixels whose entropy is not below it get ``ignore_index``.
+
+    Raises:
+        UserError: the store has no entropy, or nothing would be left.
+    """
+    store = StoreReader(path)
+    provenance = store.provenance
+    text = f"entropy<{percentile}"
+    if provenance.get("reliable", {}).get("keep") == text:
+        return
+    (reliable,) = resolve([text], store, option="--reliability")
+    note(f"{reliable.share:.1%} of the pixels are reliable: entropy below {reliable.threshold:.4f} ({percentile})")
+    header = replace(
+        store.header, provenance=json.dumps(provenance | dict(reliable=reliable.to_dict()), sort_keys=True)
+    )
+    kinds = [kind for kind in store.kinds if kind != RELIABLE]
+    temporary = path.with_name(f".{path.name}.tmp")
+    positions = [int(position) for position in store.positions]
+    maps = _maps(store, kinds, reliable)
+    write_store(path, header, store.ids, positions, [*kinds, RELIABLE], maps, temporary=temporary)
+    store.close()
+
+
+def _maps(store: StoreReader, kinds: list[str], reliable: Filter) -> Iterator[tuple[str, Maps]]:
+    for name in track(store.ids, "mark", total=len(store)):
+        mask = store.mask(name)
+        kept = np.where(reliable(store.entropy(name)), mask, mask.dtype.type(store.ignore_index))
+        yield name, {kind: store.encoded(kind, name) for kind in kinds} | {RELIABLE: kept}
