@@ -5,11 +5,16 @@ backward and the optimiser's step, and the teacher's forward; no loss, no augmen
 calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are interleaved, step by step, and
 the median of their ratios counts, over pairs of rounds in which each comes first once. Ratios, not times, can be compared
 between machines.
+
+``--profile`` lists the costliest operators of ten steps, and what in a method's losses makes the host wait for the device. The
+share of U2PL's contrastive part is that of partition, bank, loss and its backward pass, against steps in which they are left
+out and the projection heads' passes remain.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -17,9 +22,11 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from mmengine.device import get_device
@@ -34,6 +41,7 @@ from sslseg.data.pseudo import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
 from sslseg.methods.base import fixed
+from sslseg.networks.projection import before_classifier
 from sslseg.registry import METHODS
 from sslseg.run import Run
 from sslseg.split import Split, SplitOptions, make_split
@@ -47,8 +55,16 @@ STUDENT = dict(
     CutMix=("labeled_weak", "unlabeled_strong"),
     ThreeStage=("labeled_weak", "train_strong"),
     GCT=("labeled_weak", "unlabeled_weak"),
+    AEL=("labeled_weak", "unlabeled_strong"),
+    U2PL=("labeled_weak", "unlabeled_strong"),
 )
-TEACHER = dict(MeanTeacher=("unlabeled_weak",), CutMix=("unlabeled_weak",), ThreeStage=("labeled_weak", "train_weak"))
+TEACHER = dict(
+    MeanTeacher=("unlabeled_weak",),
+    CutMix=("unlabeled_weak",),
+    ThreeStage=("labeled_weak", "train_weak"),
+    AEL=("unlabeled_weak",),
+    U2PL=("labeled_weak", "unlabeled_strong", "unlabeled_weak"),
+)
 
 
 def passes(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -62,7 +78,10 @@ def passes(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None) -> torch.Tensor:
     """Run the networks and return a scalar to start the backward pass from."""
-    outputs = segmentor_passes(model.student, student, [model.second] if hasattr(model, "second") else [])
+    with before_classifier(model.student.decode_head) as features:
+        outputs = segmentor_passes(model.student, student, [model.second] if hasattr(model, "second") else [])
+    if hasattr(model, "projection"):
+        outputs.append(model.projection(features[0]))
     if hasattr(model, "right"):
         outputs += segmentor_passes(model.right, student, []) + detector_passes(model, student)
     # Squares have a least value: logits that grew without end would make exponentials denormal, and the step slow.
@@ -70,7 +89,10 @@ def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None)
     if teacher is not None:
         with torch.no_grad():
             network = model.teacher.network
-            network.decode_head(network.extract_feat(teacher))
+            with before_classifier(network.decode_head) as features:
+                network.decode_head(network.extract_feat(teacher))
+            if hasattr(model, "key_projection"):
+                model.key_projection.network(features[0][: len(student)])
     return total
 
 
@@ -93,6 +115,7 @@ def detector_passes(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 console = Console(highlight=False, soft_wrap=True)
+PROFILED_STEPS = 10
 
 
 def synchronize() -> None:
@@ -120,6 +143,46 @@ def pipeline(model: Any, batch: Any) -> None:
     )
 
 
+@contextlib.contextmanager
+def without_contrast(model: Any) -> Iterator[None]:
+    """Leave partition, bank and contrastive loss of U2PL out; the passes of the projection heads remain."""
+
+    def passes_alone(features: torch.Tensor, keys: torch.Tensor, *_: Any) -> torch.Tensor:
+        with torch.no_grad():
+            model.key_projection.network(keys)
+        return model.projection(features).square().mean()
+
+    with (
+        mock.patch.object(model, "compare", passes_alone),
+        mock.patch.object(model, "negatives_of", return_value=torch.tensor(data=True)),
+        mock.patch("sslseg.functional.contrast.quantile", return_value=torch.tensor(1.0)),
+    ):
+        yield
+
+
+def profiled(work: Any) -> Any:
+    """Return the profiler's averages over ten calls of ``work``."""
+    cuda = get_device() == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if cuda else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(PROFILED_STEPS):
+            work()
+    return profile.key_averages()
+
+
+def profile_of(step: Any, losses: Any) -> dict[str, Any]:
+    """Return the costliest operators of a step, and what in its losses makes the host wait, by step."""
+    order = f"self_{get_device()}_time_total"
+    waits = {
+        item.key: item.count / PROFILED_STEPS for item in profiled(losses) if item.key in WAITS or "DtoH" in item.key
+    }
+    return dict(operators=profiled(step).table(sort_by=order, row_limit=15), waits=waits)
+
+
+# Operators that read a value of the device on the host, or copy a map from it.
+WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize")
+
+
 def peak_memory() -> float:
     """Return the most memory that was held so far, in GiB: the tensors of a GPU, or the whole process on a CPU."""
     if get_device() == "cuda":
@@ -143,7 +206,7 @@ def stored_labels(split: Split, folder: Path) -> PseudoMasks:
     return PseudoMasks(StoreReader(writer.finalize()))
 
 
-def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
+def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, Any]:
     """Return medians of the bare passes, of the whole step and of loading a batch, and their ratios."""
     launch("none", options.device)
     split = make_split(describe(), SplitOptions(ratio="1/8"))
@@ -154,7 +217,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         masks = stored_labels(split, Path(folder)) if METHODS.get(config.method.type).needs_pseudo_masks else None
         training = build_training(run, split, config, options, masks)
         runner = training.runner
-        times: dict[str, list[float]] = dict(bare=[], step=[], load=[], c=[])
+        times: dict[str, list[float]] = dict(bare=[], step=[], load=[], c=[], plain=[])
         state: dict[str, Any] = {}
 
         def interleave(_: Any) -> None:
@@ -168,6 +231,10 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
             def bare() -> None:
                 runner.optim_wrapper.update_params(bare_passes(model, *state["images"]))
 
+            def plain() -> None:
+                with without_contrast(model):
+                    loop.run_iter(state["batch"])
+
             for number in range(steps):
                 model.train()
                 times["load"].append(timed(load))
@@ -178,8 +245,12 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
                         times["c"].append(timed(functools.partial(pipeline, model, batch)))
                 # In turns: whichever comes first competes with the loader, which makes the next batch.
                 works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
+                if hasattr(model, "contrast"):
+                    works["plain"] = plain
                 for name in sorted(works, reverse=bool(number % 2)):
                     times[name].append(timed(works[name]))
+            if profile:
+                state["profile"] = profile_of(works["step"], lambda: model.loss(batch))
             loop.stop_training = True
 
         hook = training.monitor
@@ -193,6 +264,7 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in late.items() if values}
     # Neighbours are compared: the machine's own pace drifts from one second to the next.
     ratios = [step / bare for step, bare in zip(late["step"], late["bare"], strict=True)]
+    contrast = [1.0 - plain / step for step, plain in zip(late["step"], late["plain"], strict=False)]
     return dict(
         method=options.method,
         model=options.model or "deeplabv3plus_r18s",
@@ -204,7 +276,9 @@ def measure(options: TrainOptions, *, steps: int) -> dict[str, Any]:
         step_ratios=ratios,
         load_ratio=medians["load"] / medians["bare"],
         c_share=medians["c"] / medians["step"] if "c" in medians else None,
+        contrast_share=statistics.median(contrast) if contrast else None,
         memory_gib=peak_memory(),
+        **state.get("profile", {}),
     )
 
 
@@ -217,13 +291,16 @@ HEADINGS = (
     "step / bare passes",
     "waiting for the loader / bare passes",
     "C / step",
+    "contrast / step",
     "peak memory (GiB)",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", nargs="+", default=["supervised", "mean-teacher", "cutmix", "three-stage", "gct"])
+    parser.add_argument(
+        "--method", nargs="+", default=["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl"]
+    )
     parser.add_argument("--model")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8, help="labelled images, and as many others")
@@ -231,6 +308,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", dest="assignments", action="append", default=[], help="a.b=value of the config")
     parser.add_argument("--page", type=Path, help="documentation page to write the figures into")
+    parser.add_argument(
+        "--profile", action="store_true", help="list the costliest operators, and what waits for the device"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of text")
     asked = parser.parse_args()
     rows = []
@@ -247,16 +327,19 @@ def main() -> None:
         )
         # Each in a process of its own: the most memory that one has held includes what went before.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            report = process.submit(measure, options, steps=asked.steps).result()
+            report = process.submit(measure, options, steps=asked.steps, profile=asked.profile).result()
         ratios = (f"{report[name]:.2f}" for name in ("step_ratio", "load_ratio"))
-        share = "-" if report["c_share"] is None else f"{report['c_share']:.1%}"
-        row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios, share)
+        shares = ("-" if report[name] is None else f"{report[name]:.1%}" for name in ("c_share", "contrast_share"))
+        row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios, *shares)
         row = (*row, f"{report['memory_gib']:.1f}")
         rows.append(row)
         if asked.json:
             print(json.dumps(report))
         else:
             console.print(", ".join(f"{name}: {value}" for name, value in zip(HEADINGS, row, strict=True)))
+            if asked.profile:
+                console.print(report["operators"], markup=False)
+                console.print("in the losses of a step the host reads from the device:", report["waits"], markup=False)
     if asked.page is not None:
         lines = ["| " + " | ".join(cells) + " |" for cells in (HEADINGS, ["---"] * len(HEADINGS), *rows)]
         asked.page.write_text(rewritten(asked.page.read_text(), "\n".join(lines), tool="tools/bench_train.py"))

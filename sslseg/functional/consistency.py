@@ -28,6 +28,17 @@ def squared_error(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
     return mean((logits.float().softmax(dim=1) - targets).square().mean(dim=1), counted)
 
 
+def hard_cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean cross entropy with the most probable class of each counted pixel's target.
+
+    **Shape**: logits and targets N x C x H x W; counted N x H x W.
+    """
+    return cross_entropy(logits, targets.argmax(dim=1), counted)
+
+
+DISTANCES = {"mse": squared_error, "ce": cross_entropy, "hard": hard_cross_entropy}
+
+
 def mean(values: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean, 0 where no weight is; without waiting for the device.
 

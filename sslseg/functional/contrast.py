@@ -21,7 +21,7 @@ def quantile(values: Tensor, counted: Tensor, share: float) -> Tensor:
     ordered = values.masked_fill(~counted, torch.inf).flatten().sort().values
     position = share * (counted.sum() - 1).clamp_min(0).double()
     low = position.floor()
-    below, above = ordered[low.long()], ordered[position.ceil().long()]
+    below, above = ordered.take(low.long()), ordered.take(position.ceil().long())  # brackets would ask the host
     return below.where(below == above, below.lerp(above, (position - low).to(values.dtype)))
 
 
@@ -53,12 +53,20 @@ def anchor_classes(probabilities: Tensor, labels: Tensor, counted: Tensor, thres
     return labels.where(counted & likely, classes)
 
 
+def belonging(classes: Tensor, num_classes: int) -> Tensor:
+    """Return which class each pixel is of; unlike torch's one_hot, without the host looking at the values.
+
+    **Shape**: P int64 -> P x C bool.
+    """
+    return classes[:, None] == torch.arange(num_classes, device=classes.device)
+
+
 def centers(features: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return the sum of each class's features and their number, of which Eq. (12) is the quotient.
 
     **Shape**: P x D and P int64 -> C x D and C.
     """
-    members = F.one_hot(classes, num_classes + 1)[:, :num_classes].to(features.dtype)
+    members = belonging(classes, num_classes).to(features.dtype)
     return members.mT @ features, members.sum(dim=0)
 
 
@@ -67,8 +75,7 @@ def labeled_negatives(probabilities: Tensor, labels: Tensor, counted: Tensor, lo
 
     **Shape**: P x C, P int64 and P bool -> P x C bool.
     """
-    own = F.one_hot(labels.where(counted, 0), probabilities.shape[1]).bool()
-    return among_first(probabilities, low) & ~own & counted[:, None]
+    return among_first(probabilities, low) & ~belonging(labels, probabilities.shape[1]) & counted[:, None]
 
 
 def unlabeled_negatives(probabilities: Tensor, chosen: Tensor, low: int, high: int) -> Tensor:

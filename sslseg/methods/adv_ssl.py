@@ -84,7 +84,8 @@ class AdvSSL(SemiSegmentor):
             # A mean over all valid pixels, so that it grows with those that are trusted.
             share = mean(trusted.float(), valid)
             losses["loss_semi"] = self.semi_weight * share * cross_entropy(logits[number:], classes, trusted[:, 0])
-        truth = F.one_hot(labeled["labels"].where(known[:, 0], 0), self.task.channels).movedim(-1, 1).float()
+        classes = labeled["labels"][:, None].where(known, 0)
+        truth = torch.zeros_like(predictions[:number]).scatter_(1, classes, 1.0)
         verdicts = self.discriminator(torch.cat((predictions[:number].detach(), truth)))  # Eq. (1)
         fake, real = (
             judged(part, known, true=side) for part, side in zip(verdicts.chunk(2), (False, True), strict=True)

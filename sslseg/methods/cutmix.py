@@ -25,13 +25,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sslseg.errors import UserError
-from sslseg.functional.consistency import cross_entropy, mean, sigmoid_rampup, squared_error
+from sslseg.functional.consistency import DISTANCES, mean, sigmoid_rampup
 from sslseg.functional.mixing import MIXES, mixed
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
-
-CONSISTENCIES = ("ce", "mse", "hard")
 
 
 @METHODS.register_module()
@@ -63,10 +61,10 @@ class CutMix(SemiSegmentor):
         decay: float,
     ) -> None:
         super().__init__(segmentor=segmentor)
-        for name, value, known in (("mix", mix, MIXES), ("consistency", consistency, CONSISTENCIES)):
+        for name, value, known in (("mix", mix, MIXES), ("consistency", consistency, DISTANCES)):
             if value not in known:
                 raise UserError(f"method.{name} {value!r} is unknown; use one of: {', '.join(known)}")
-        self.mix, self.consistency, self.weight, self.rampup = mix, consistency, weight, rampup
+        self.mix, self.distance, self.weight, self.rampup = mix, DISTANCES[consistency], weight, rampup
         self.threshold, self.per_pixel = threshold, per_pixel
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
 
@@ -76,13 +74,11 @@ class CutMix(SemiSegmentor):
         images, targets, counted = mixed(self.mix, strong["inputs"], targets, strong["valid"])
         losses, logits, _ = self.supervise(labeled, images)
         own = logits[len(labeled["inputs"]) :]
-        certainty, classes = targets.max(dim=1)
-        passing = certainty > self.threshold
+        passing = targets.amax(dim=1) > self.threshold
         sure = mean(passing.float(), counted)
         if self.per_pixel:
             counted = counted & passing
-        distance = squared_error if self.consistency == "mse" else cross_entropy
-        loss = distance(own, classes if self.consistency == "hard" else targets, counted)
+        loss = self.distance(own, targets, counted)
         weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
         share = 1.0 if self.per_pixel else sure
         return losses | dict(loss_consistency=weight * share * loss, sure=sure)

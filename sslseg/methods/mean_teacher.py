@@ -26,14 +26,12 @@ import torch
 from torch import Tensor
 
 from sslseg.errors import UserError
-from sslseg.functional.consistency import cross_entropy, sigmoid_rampup, squared_error
+from sslseg.functional.consistency import DISTANCES, sigmoid_rampup
 from sslseg.functional.flaw import cleaned
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.networks.flaw_detector import FlawDetector
 from sslseg.networks.teacher import Teacher
 from sslseg.registry import METHODS
-
-DISTANCES = {"mse": squared_error, "ce": cross_entropy}
 
 
 @METHODS.register_module()
@@ -41,7 +39,7 @@ class MeanTeacher(SemiSegmentor):
     """Mean Teacher.
 
     Args:
-        consistency: ``mse`` (of softmax) or ``ce`` (cross entropy with the teacher's distribution).
+        consistency: ``mse`` (of softmax), ``ce`` (cross entropy with the teacher's distribution) or ``hard`` (with its class).
         weight: of the consistency once ramped up.
         rampup: share of the training over which it grows.
         decay: of the moving average.

@@ -20,6 +20,14 @@ from sslseg.functional.mixing import boxes, rectangles
 CLASSES_PASTED, SHARE_PASTED = 3, 0.5
 
 
+def drawn(weights: Tensor) -> Tensor:
+    """Draw an index of each row by its weights; unlike torch's multinomial, without the host looking at them.
+
+    **Shape**: N x C -> N int64.
+    """
+    return (weights / torch.empty_like(weights, memory_format=torch.contiguous_format).exponential_()).argmax(dim=1)
+
+
 class Equalizer(nn.Module):
     """The confidence bank, and what is drawn and weighted by it.
 
@@ -87,9 +95,9 @@ class Equalizer(nn.Module):
         holds = torch.zeros(len(labels), self.num_classes + 1, device=labels.device).scatter_(1, classes, 1.0)[:, :-1]
         odds = self.odds() * holds.amax(dim=0)
         odds = odds.where(odds.sum() > 0, 1.0)  # a batch without any label
-        chosen = odds.multinomial(number, replacement=True)
+        chosen = drawn(odds.expand(number, -1))
         sources = holds.T[chosen]
-        return chosen, sources.where(sources.sum(dim=1, keepdim=True) > 0, 1.0).multinomial(1)[:, 0]
+        return chosen, drawn(sources.where(sources.sum(dim=1, keepdim=True) > 0, 1.0))
 
     def paste(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Copy-paste: give half the images all pixels of three drawn classes of another image.

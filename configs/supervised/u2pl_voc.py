@@ -1,0 +1,2 @@
+_base_ = '../_base_/recipes/u2pl_voc.py'
+method = dict(type='Supervised')
