@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-USUAL = ("supervised", "mean-teacher", "cutmix", "three-stage", "gct")
-METHODS = (*USUAL, "gct-student", "adv-ssl", "s4l")
+USUAL = ("supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl")
+METHODS = (*USUAL, "gct-student", "adv-ssl", "s4l", "ael")
 console = Console(stderr=True, highlight=False)
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.optim import build_optim_wrapper
 
+from sslseg.config import parse_assignment
+from sslseg.engine.build import optim_wrapper
 from sslseg.errors import UserError
 from sslseg.networks.projection import before_classifier
-from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches
+from sslseg.registry import METHODS
+from sslseg.split import Split
+from sslseg.train import TrainOptions, batch_counts, build_config
+from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches, segmentor, total
 
 CONTRAST: dict[str, Any] = dict(
     dim=16,
@@ -226,6 +234,88 @@ def test_images_are_mixed_with_their_labels(monkeypatch: pytest.MonkeyPatch, mix
     expected = losses[counted].mean() * counted.numel() / counted.sum()
     torch.testing.assert_close(method.loss(given)["loss_unlabeled"], expected, rtol=2e-3, atol=1e-4)
     assert plain.loss(given)["loss_unlabeled"] != expected
+
+
+@pytest.mark.parametrize("family", ["voc_classic", "voc_blender", "cityscapes"])
+def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split, family: str) -> None:
+    """Wang et al., Sec. 4.1, Appendix A, Table A1."""
+    voc = family != "cityscapes"
+    split = replace(toy_split, unlabeled=toy_split.unlabeled * 40)  # long enough for the warm start to be told apart
+    config = build_config(split, TrainOptions(config=f"u2pl/{family}", pretrained="none"))
+    passes = math.ceil(len(split.unlabeled) / 16)
+    assert config.schedule.iters == (80 if voc else 200) * passes
+    assert config.method.warmup == pytest.approx(1 / 80 if voc else 20 / 200)
+    assert config.method.epochs == pytest.approx(80 if voc else 200)
+    assert batch_counts(config, ("labeled", "unlabeled")) == dict(labeled=16, unlabeled=16)
+    assert tuple(config.data.crop) == ((513, 513) if voc else (769, 769))
+    assert (tuple(config.data.scale), config.data.flip) == ((0.5, 2.0), 0.5)
+    optimizer, schedule = config.optimizer, config.schedule
+    assert optimizer.type == "SGD"
+    assert (optimizer.lr, optimizer.weight_decay) == ((1e-3, 1e-4) if voc else (0.01, 5e-4))
+    assert (schedule.power, schedule.warmup) == (0.9, 0)
+    assert config.model.backbone.depth == 101
+    assert (config.model.auxiliary_head is None) == voc
+    if not voc:
+        assert config.model.auxiliary_head.loss_decode.loss_weight == 0.4
+        assert config.model.decode_head.sampler == dict(type="OHEMPixelSampler", thresh=0.7, min_kept=50000)
+    assert config.evaluation.mode == ("center-crop" if voc else "slide")
+    method = config.method
+    assert (method.unlabeled_weight, method.contrast_weight, method.alpha, method.decay) == (1.0, 0.1, 0.2, 0.99)
+    assert (method.threshold, tuple(method.ranks), method.mix) == (0.3, (3, 20), "cutmix")
+    contrast = method.contrast
+    assert (contrast.anchors, contrast.negatives, contrast.temperature) == (50, 256, 0.5)
+    assert (contrast.dim, contrast.size, contrast.background) == (256, 30000, 50000)
+    assert method.equalizer.momentum == 0.999
+    model = METHODS.build(dict(config.method, segmentor=segmentor()))
+    optimized = build_optim_wrapper(model, optim_wrapper(config)).optimizer
+    rates = {name: group["lr"] for group in optimized.param_groups for name in names_of(model, group["params"])}
+    assert rates["student.backbone.layer1.0.conv1.weight"] == pytest.approx(optimizer.lr)
+    for name in ("student.decode_head.conv_seg.weight", "projection.2.weight"):
+        assert rates[name] == pytest.approx(10 * optimizer.lr)
+    for baseline in ("supervised", "mean-teacher", "cutmix"):
+        other = build_config(
+            split, TrainOptions(config=f"{baseline}/u2pl_{'voc' if voc else family}", pretrained="none")
+        )
+        for key in ("model", "schedule", "optimizer", "paramwise", "data", "evaluation"):
+            assert other[key] == config[key]
+
+
+def names_of(model: torch.nn.Module, parameters: list[torch.nn.Parameter]) -> list[str]:
+    wanted = {id(parameter) for parameter in parameters}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
+
+
+SWITCHES = [
+    "method.reliability=reliable",
+    "method.reliability=all",
+    "method.ranks=(1,3)",
+    "method.ranks=None",
+    "method.contrast_weight=0",
+    "method.contrast.remember=False",
+    "method.adjust=False",
+    "method.alpha=0.4",
+    "method.contrast.loss=bce",
+    "method.contrast.temperature=0.1",
+    "method.mix=ael",
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_row_of_the_tables_has_a_switch_that_changes_the_loss(toy_split: Split, switch: str) -> None:
+    """Tables 3 to 7 and A2 to A8; all else is equal, draws too."""
+    totals = []
+    for assignments in ({}, dict([parse_assignment(switch)])):
+        options = TrainOptions(config="u2pl/default", iters=100, pretrained="none", assignments=assignments)
+        config = build_config(toy_split, options)
+        settings = {key: value for key, value in config.method.items() if key != "type"}
+        method = build("U2PL", **settings)
+        method.begin_step(60, 100)
+        torch.manual_seed(3)
+        given = batch()
+        method.loss(given)  # fills the bank
+        torch.manual_seed(4)
+        totals.append(total(method.loss(given)).item())
+    assert totals[0] != totals[1]
 
 
 @pytest.mark.parametrize(
