@@ -59,9 +59,9 @@ def command(
     """Train on a store's masks, and write a run directory with the next, better store in it.
 
     The next stage of three-stage self-training; or, from a store with flaw maps (method gct), with marks of unreliable
-    pixels (pseudolabel --reliability) or with --weight, a fresh student of the stored masks. Network, batches and schedule are those of the run that made the store, unless flags say
-    otherwise; weights start anew. Prints the run directory; its store is <run>/stores/<subset>.h5, which the next refine
-    finds there.
+    pixels (pseudolabel --reliability) or with --weight, a fresh student of the stored masks. Network, batches and
+    schedule are those of the run that made the store, unless flags say otherwise; weights start anew. Prints the run
+    directory; its store is <run>/stores/<subset>.h5, which the next refine finds there.
     """
     from sslseg.cli.options import check_which, find_split
     from sslseg.cli.train import check_dataset, report
