@@ -8,6 +8,7 @@ from typing import Any
 from sslseg.artifacts import Model, build_segmentor, without_pretrained
 from sslseg.engine.checkpoints import save_atomically
 from sslseg.files import write_text
+from sslseg.registry import METHODS, SCOPE
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
 
@@ -24,7 +25,7 @@ def export(model: Model, folder: Path) -> Path:
     dataset = model.meta["dataset"]
     fields: dict[str, Any] = dict(
         default_scope="mmseg",
-        model=plain_norm(without_pretrained(config.model)),
+        model=scoped(plain_norm(without_pretrained(config.model))),
         dataset_type="BaseSegDataset",
         test_pipeline=[dict(type="LoadImageFromFile"), dict(type="PackSegInputs")],
     )
@@ -39,6 +40,17 @@ def export(model: Model, folder: Path) -> Path:
     save_atomically(folder / CHECKPOINT, dict(meta=meta, state_dict=state))
     write_text(folder / CONFIG, Config(ConfigDict(fields).to_dict()).pretty_text)
     return folder
+
+
+def scoped(config: Any) -> Any:
+    """Return ``config`` with our scope before the names of our networks, which mmseg would not find without."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            ours = key == "type" and value in METHODS.module_dict
+            config[key] = f"{SCOPE}.{value}" if ours else scoped(value)
+    elif isinstance(config, list):
+        config[:] = [scoped(item) for item in config]
+    return config
 
 
 def plain_norm(config: Any) -> Any:

@@ -1,0 +1,18 @@
+# The slim backbone of deeplabv3plus_r18s.
+_base_ = './deeplabv3plus_r18s.py'
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    neck=dict(type='PyramidPooling', in_channels=128, channels=48, norm_cfg=norm_cfg),
+    decode_head=dict(
+        _delete_=True,
+        type='MITransHead',
+        in_channels=[16, 32, 64, 48],
+        in_index=[0, 1, 2, 3],
+        strides=(4, 8, 16, 16),
+        channels=48,
+        attention=True,
+        dropout_ratio=0.1,
+        num_classes=2,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))
