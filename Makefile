@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
-# Of `make three-stage`, `make gct` and `make u2pl`: a folder of images and masks (empty: the embedded dataset), the labelled share, where to work, and
+# Of the targets of methods (`make three-stage`, ...): a folder of images and masks (empty: the embedded dataset), the labelled share, where to work, and
 # options of `sslseg train` such as TRAIN="--iters 4000 --crop 320".
 DATA ?=
 RATIO ?= 1/8
@@ -13,7 +13,7 @@ WORK ?= $@
 TRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo three-stage gct u2pl test test-fast lint format typecheck docs docs-serve bench ci clean
+.PHONY: help setup demo three-stage gct u2pl guidedmix test test-fast lint format typecheck docs docs-serve bench ci clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ u2pl: $(READY) ## Unreliable pseudo-labels: DATA=folder RATIO=1/8 WORK=folder; r
 	cd $(WORK) && $(BIN)/sslseg train --method u2pl --split split --run-dir u2pl --resume $(TRAIN)
 	cd $(WORK) && $(BIN)/sslseg pseudolabel u2pl --resume --reliability q80
 	cd $(WORK) && $(BIN)/sslseg eval u2pl
+
+guidedmix: $(READY) ## GuidedMix-Net and its decoupled pseudo-masks: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
+	$(begin)
+	cd $(WORK) && $(BIN)/sslseg train --method guidedmix --split split --run-dir guidedmix --resume $(TRAIN)
+	cd $(WORK) && $(BIN)/sslseg pseudolabel guidedmix --decouple --resume
+	cd $(WORK) && $(BIN)/sslseg eval guidedmix
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest

@@ -24,9 +24,10 @@ from sslseg.progress import track
 from sslseg.ranking import ErrorRanking
 from sslseg.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.format import FLAW_MAPS, RELIABLE
+from sslseg.store.format import FLAW_MAPS, LABEL_KINDS, RELIABLE
 
 BATCH = 4
+BESIDE = LABEL_KINDS[1:]
 Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, maps to draw
 
 
@@ -66,9 +67,9 @@ def evaluate_store(
 
     Returns:
         The scores of ``SegmentationMetric.finish``, and ``error_detection``: for each stored score, how well it tells wrong
-        pixels from right ones (of confidence, 1 - confidence), as AUROC and average precision in [0, 1]. Where the store
-        marks unreliable pixels also ``reliable``: the percentage of labelled pixels that it holds to be reliable, and mIoU
-        and aAcc of these.
+        pixels from right ones (of confidence, 1 - confidence), as AUROC and average precision in [0, 1];
+        ``other_masks``: the scores of the masks that it holds beside, by their kind; and where the store marks unreliable
+        pixels ``reliable``: the percentage of labelled pixels that it holds to be reliable, and mIoU and aAcc of these.
     """
     if store.classes != tuple(split.dataset.classes):
         raise UserError(
@@ -84,6 +85,7 @@ def evaluate_store(
     table, ignored = label_table(split.dataset), ignore_value(split.dataset.num_classes)
     rankings = [ErrorRanking(kind) for kind in store.scores]
     reliable = SegmentationMetric(store.classes, ignore_index=ignored) if store.has(RELIABLE) else None
+    others = {kind: SegmentationMetric(store.classes, ignore_index=ignored) for kind in store.kinds if kind in BESIDE}
 
     def scored() -> Iterator[Scored]:
         for sample in samples[get_rank() :: get_world_size()]:
@@ -94,10 +96,11 @@ def evaluate_store(
                 ranking.add(store.stored(ranking.kind, sample.id), mask != label, label != ignored)
             if reliable is not None:
                 kept = store.stored(RELIABLE, sample.id) != ignored
-                truth = np.where(kept, label, ignored).astype("int64")
-                reliable.add(torch.from_numpy(mask.astype("int64")), torch.from_numpy(truth))
+                reliable.add(as_tensor(mask), as_tensor(np.where(kept, label, ignored)))
+            for kind, metric in others.items():
+                metric.add(as_tensor(store.stored(kind, sample.id)), as_tensor(label))
             drawn = [store.score(kind, sample.id) for kind in store.kinds if kind in FLAW_MAPS and figures is not None]
-            yield sample, torch.from_numpy(mask.astype("int64")), torch.from_numpy(label.astype("int64")), drawn
+            yield sample, as_tensor(mask), as_tensor(label), drawn
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
     provenance = store.provenance
@@ -111,7 +114,12 @@ def evaluate_store(
         subset=subset or provenance.get("subset"),
         store=str(store.path),
         error_detection={ranking.kind: ranking.finish() for ranking in rankings},
+        other_masks={kind: metric.finish(len(samples)) for kind, metric in others.items()},
     )
+
+
+def as_tensor(mask: np.ndarray) -> Tensor:
+    return torch.from_numpy(mask.astype("int64"))
 
 
 def with_masks(split: Split, subset: str) -> list[Sample]:

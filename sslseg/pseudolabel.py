@@ -27,8 +27,9 @@ from sslseg.files import sha256_file
 from sslseg.functional.confidence import confidence, normalized_entropy
 from sslseg.inference import Prediction, Protocol, predict_all
 from sslseg.progress import track
+from sslseg.registry import METHODS, import_mmseg
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
-from sslseg.store.format import FLAW, FLAW_MAPS, MASKS, MODEL_MASKS, SCORE_KINDS
+from sslseg.store.format import DIRECT_MASKS, FLAW, FLAW_MAPS, MASKS, MODEL_MASKS, SCORE_KINDS
 from sslseg.store.reliability import PERCENTILE, mark_reliable
 
 SCORES = {"confidence": confidence, "entropy": normalized_entropy}
@@ -42,6 +43,7 @@ class PseudolabelOptions:
     """What goes into a store, and how it is predicted; by default all scores that the model gives.
 
     ``reliability`` is a percentile of the entropy, such as ``q80``: pixels above it are marked as unreliable.
+    ``decouple`` is the number of most similar labelled images that each image is mixed with; 0: none.
     """
 
     scores: tuple[str, ...] | None = None
@@ -51,6 +53,7 @@ class PseudolabelOptions:
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
     reliability: str | None = None
+    decouple: int = 0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.scores or ()) - set(NAMES))
@@ -81,14 +84,17 @@ def pseudolabel(
     *,
     description: DatasetDescription,
     provenance: dict[str, Any],
+    references: Sequence[Sample] = (),
 ) -> Path:
     """Predict ``samples`` into the store at ``path`` and return it; every rank takes its batches, rank 0 finishes.
+
+    ``references`` are the labelled images that ``options.decouple`` mixes with.
 
     Prediction and writing overlap: the writer compresses on a thread of its own. Which images share a batch is fixed
     by their order alone, so ranks, shards and resumed runs write what a single uninterrupted process would.
 
     Raises:
-        UserError: a store is there already, or ``resume`` meets one of other provenance.
+        UserError: a store is there already, ``resume`` meets one of other provenance, or the model's method does not mix.
     """
     if not samples:
         raise UserError("there is no image to predict; choose another --subset or --images folder")
@@ -101,7 +107,11 @@ def pseudolabel(
     if options.resume and path.exists():
         _mark(path, options)
         return path
-    kinds = stored_kinds(model, options.scores)
+    kinds = stored_kinds(model, options.scores) + ((DIRECT_MASKS,) if options.decouple else ())
+    if options.decouple and not METHODS.get(model.meta["method"]).mixes:
+        raise UserError(
+            f"--decouple: method {model.meta['method']} has not learned from mixtures of images; leave it out"
+        )
     positions = [index for batch in batches for index in batch]
     open_writer = functools.partial(
         StoreWriter,
@@ -119,7 +129,7 @@ def pseudolabel(
     with _told_how_to_resume(path), writer:
         left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
         mine = left[get_rank() :: get_world_size()]
-        for sample, prediction in _predict(model, samples, mine, options, description):
+        for sample, prediction in _predict(model, samples, mine, options, description, references):
             writer.add(sample["data_samples"].sample_id, **_arrays(prediction, kinds))
     barrier()
     on_main(writer.finalize)
@@ -148,19 +158,24 @@ def _predict(
     batches: list[list[int]],
     options: PseudolabelOptions,
     description: DatasetDescription,
+    references: Sequence[Sample],
 ) -> Iterator[tuple[dict[str, Any], Prediction]]:
     if not batches:
         return
     dataset = ImageDataset(samples, description=description, labeled=False)
     loader = image_loader(dataset, batches, workers=options.workers)
-    predictions = predict_all(build_method(model).predictor(options.protocol), loader)
+    method = build_method(model)
+    if options.decouple:
+        labeled = ImageDataset(references, description=description, labeled=False)
+        predictor = method.guided_predictor(options.protocol, labeled, number=options.decouple)
+    else:
+        predictor = method.predictor(options.protocol)
+    predictions = predict_all(predictor, loader)
     yield from track(predictions, "predict", total=sum(map(len, batches)))
 
 
 def stored_kinds(model: Model, scores: Sequence[str] | None) -> tuple[str, ...]:
     """Return the kinds of maps that a store of ``model`` gets; raise UserError if it cannot give one that was asked for."""
-    from sslseg.registry import METHODS, import_mmseg
-
     import_mmseg()
     given = (*SCORES, *METHODS.get(model.meta["method"]).maps)
     names = [name for name in NAMES if name != MODELS and set(NAMES[name]) <= set(given)] if scores is None else scores
@@ -186,6 +201,7 @@ def make_header(model: Model, options: PseudolabelOptions, provenance: dict[str,
         step=model.meta["iter"],
         protocol=str(options.protocol),
         batch_size=options.batch_size,
+        **(dict(decouple=options.decouple) if options.decouple else {}),
         **provenance,
     )
     dataset = model.meta["dataset"]

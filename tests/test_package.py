@@ -109,6 +109,18 @@ def test_a_step_is_measured_against_its_bare_passes(tmp_path: Path) -> None:
         assert min(ratios) <= report["step_ms"] / report["bare_ms"] <= max(ratios)
 
 
+@pytest.mark.slow
+def test_one_decoder_takes_at_most_0_65_of_the_memory_of_thirty(tmp_path: Path) -> None:
+    """Tu et al., Table 4: 15k of 24k; here with the slim network."""
+    command = [sys.executable, str(CHECKOUT / "tools" / "bench_train.py"), "--method", "guidedmix", "cct"]
+    command += ["--steps", "4", "--batch-size", "8", "--json"]
+    environment = os.environ | dict(OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, thirty = (json.loads(line)["training_memory_gib"] for line in done.stdout.splitlines())
+    assert 0 < one <= 0.65 * thirty
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_every_shipped_config_describes_a_method_that_can_be_built(toy_split: Split, name: str) -> None:
     config = build_config(toy_split, TrainOptions(config=name, pretrained="none"))
@@ -132,6 +144,34 @@ def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split) -> None:
     city = build_config(toy_split, TrainOptions(config="three-stage/cityscapes_1488"))
     assert batch_counts(city, ("labeled", "train")) == dict(labeled=2, train=3)
     assert (tuple(city.data.crop), tuple(city.data.scale)) == ((256, 512), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "crop", "largest", "pairs"),
+    [
+        ("voc", 12, 321, 0.5, "similar"),
+        ("voc_512", 12, 512, 0.5, "similar"),
+        ("cityscapes", 8, 513, 0.3, "random"),
+        ("pascal_context", 8, 480, 0.4, "similar"),
+    ],
+)
+def test_guidedmix_s_settings_are_those_of_the_paper(
+    toy_split: Split, name: str, batch: int, crop: int, largest: float, pairs: str
+) -> None:
+    """Tu et al., Secs. 4.1, 4.2, 4.4 and 4.5."""
+    config = build_config(toy_split, TrainOptions(config=f"guidedmix/{name}"))
+    assert (config.data.batch_size, tuple(config.data.crop), tuple(config.data.scale)) == (
+        batch,
+        (crop, crop),
+        (0.5, 2.0),
+    )
+    assert (config.method.lambda_max, config.method.pairs) == (largest, pairs)
+    assert bool(config.method.classifier_weight) is (pairs == "similar")
+    optimizer = config.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("SGD", 1e-3, 0.9, 1e-4)
+    assert (config.schedule.iters, config.schedule.power) == (40000, 0.9)
+    assert config.model.backbone.depth == 101
+    assert config.model.pretrained == "open-mmlab://resnet101_v1c"
 
 
 VOC = {"1_50": (0.25, 1, 9), "1_20": (1.25, 1, 9), "1_8": (0.625, 2, 8)}

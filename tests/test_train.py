@@ -72,6 +72,7 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> 
         ("s4l", 7),
         ("ael", 7),
         ("u2pl", 7),
+        ("guidedmix", 7),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
@@ -316,7 +317,8 @@ torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "adv-ssl", "s4l", "u2pl", "ael"]
+    "method",
+    ["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "adv-ssl", "s4l", "u2pl", "ael", "guidedmix"],
 )
 def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
     (workspace / "ranks.py").write_text(RANKS)
@@ -401,7 +403,9 @@ def test_a_disk_that_takes_no_checkpoint(workspace: Path) -> None:
     assert list((workspace / "runs" / "supervised-toy-4" / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5"])
+@pytest.mark.parametrize(
+    "name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5", "mitrans_r101"]
+)
 def test_presets_build(toy_split: Split, name: str) -> None:
     from sslseg.registry import METHODS
 

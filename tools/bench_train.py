@@ -1,5 +1,7 @@
 """Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME ...].
 
+``cct`` is no method of sslseg: a stand-in for CCT, an encoder of stride 8 with thirty auxiliary decoders, whose memory GuidedMix-Net's is compared with.
+
 The bare passes are every network's passes on the same images, already on the device: the student's (with a second branch) forward and
 backward and the optimiser's step, and the teacher's forward; no loss, no augmentation, no average. The step is what mmengine's loop
 calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are interleaved, step by step, and
@@ -24,11 +26,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
+from mmcv.cnn.bricks.upsample import PixelShufflePack
 from mmengine.device import get_device
 from pages import rewritten
 from rich.console import Console
@@ -40,14 +44,18 @@ from sslseg.data.layouts.shapes import describe
 from sslseg.data.pseudo import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
-from sslseg.methods.base import fixed
+from sslseg.methods.base import Batch, SemiSegmentor, fixed
+from sslseg.methods.guidedmix import encoder_width
 from sslseg.networks.projection import before_classifier
+from sslseg.networks.teacher import resized
 from sslseg.registry import METHODS
 from sslseg.run import Run
 from sslseg.split import Split, SplitOptions, make_split
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
 from sslseg.train import TrainOptions, build_config, quiet_mmengine
 
+CCT = "cct"
+MODELS = dict.fromkeys(("guidedmix", CCT), "mitrans_r18s")  # where it is not the usual one
 # Which branches each network sees, by method.
 STUDENT = dict(
     Supervised=("labeled_weak",),
@@ -57,42 +65,89 @@ STUDENT = dict(
     GCT=("labeled_weak", "unlabeled_weak"),
     AEL=("labeled_weak", "unlabeled_strong"),
     U2PL=("labeled_weak", "unlabeled_strong"),
+    GuidedMix=("labeled_weak", "unlabeled_weak"),
+    AuxiliaryDecoders=("labeled_weak", "unlabeled_weak"),
 )
+# What is seen without gradients: by the teacher, or by the student where there is none.
 TEACHER = dict(
     MeanTeacher=("unlabeled_weak",),
     CutMix=("unlabeled_weak",),
     ThreeStage=("labeled_weak", "train_weak"),
     AEL=("unlabeled_weak",),
     U2PL=("labeled_weak", "unlabeled_strong", "unlabeled_weak"),
+    GuidedMix=("unlabeled_weak",),
 )
+# What the student sees in a second pass: here as many images as there are mixtures of labelled ones.
+AGAIN = dict(GuidedMix=("labeled_weak",))
 
 
-def passes(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the images that the student and the teacher see in one step."""
+class AuxiliaryDecoder(torch.nn.Module):
+    """From the encoder's last feature of the unlabelled half of a batch to its scores, by PixelShuffle."""
+
+    def __init__(self, channels: int, classes: int, doublings: int) -> None:
+        super().__init__()
+        enlarge = [PixelShufflePack(classes, classes, 2, upsample_kernel=1) for _ in range(doublings)]
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(channels, classes, 1), *enlarge)
+
+    def forward(self, features: Any) -> torch.Tensor:
+        unlabeled = features[-1].chunk(2)[1]
+        return self.layers(torch.nn.functional.dropout2d(unlabeled, 0.5))
+
+
+@METHODS.register_module()
+class AuxiliaryDecoders(SemiSegmentor):
+    """What CCT (Ouali et al., CVPR 2020) holds in memory: decoders of perturbed features must agree with the main one."""
+
+    views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak",)}
+
+    def __init__(self, *, segmentor: dict[str, Any], decoders: int) -> None:
+        super().__init__(segmentor=segmentor)
+        doublings = segmentor["decode_head"]["strides"][-1].bit_length() - 1
+        made = [AuxiliaryDecoder(encoder_width(self.student), self.task.channels, doublings) for _ in range(decoders)]
+        self.decoders = torch.nn.ModuleList(made)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        labeled, unlabeled = batch["labeled_weak"], batch["unlabeled_weak"]["inputs"]
+        losses, logits, features = self.supervise(labeled, unlabeled)
+        target = logits.chunk(2)[1].detach().softmax(dim=1)
+        distances = []
+        for decoder in self.decoders:
+            scores = resized(decoder(features), target.shape[-2:], align_corners=False)
+            distances.append((scores.softmax(dim=1) - target).square().mean())
+        return losses | dict(loss_consistency=torch.stack(distances).mean())
+
+
+def passes(model: Any, batch: Any) -> list[torch.Tensor | None]:
+    """Return the images that the student, the teacher and the student again see in one step."""
     name = type(model).__name__
-    student, teacher = (
-        [batch[branch]["inputs"] for branch in branches.get(name, ())] for branches in (STUDENT, TEACHER)
-    )
-    return torch.cat(student), torch.cat(teacher) if teacher else None
+    seen = [[batch[branch]["inputs"] for branch in table.get(name, ())] for table in (STUDENT, TEACHER, AGAIN)]
+    return [torch.cat(images) if images else None for images in seen]
 
 
-def bare_passes(model: Any, student: torch.Tensor, teacher: torch.Tensor | None) -> torch.Tensor:
+def bare_passes(
+    model: Any, student: torch.Tensor, teacher: torch.Tensor | None, again: torch.Tensor | None
+) -> torch.Tensor:
     """Run the networks and return a scalar to start the backward pass from."""
-    with before_classifier(model.student.decode_head) as features:
-        outputs = segmentor_passes(model.student, student, [model.second] if hasattr(model, "second") else [])
+    heads = [model.second] if hasattr(model, "second") else list(getattr(model, "decoders", []))
+    with before_classifier(model.student.decode_head) as seen:
+        outputs = segmentor_passes(model.student, student, heads)
     if hasattr(model, "projection"):
-        outputs.append(model.projection(features[0]))
+        outputs.append(model.projection(seen[0]))
+    if again is not None:
+        outputs += segmentor_passes(model.student, again, [])
+    if hasattr(model, "classifier"):
+        outputs.append(model.classifier(student.new_zeros(2, model.classifier.in_features)))
     if hasattr(model, "right"):
         outputs += segmentor_passes(model.right, student, []) + detector_passes(model, student)
     # Squares have a least value: logits that grew without end would make exponentials denormal, and the step slow.
     total = torch.stack([output.float().square().mean() for output in outputs]).sum()
     if teacher is not None:
         with torch.no_grad():
-            network = model.teacher.network
-            with before_classifier(network.decode_head) as features:
+            network = model.student if model.teacher is None else model.teacher.network
+            with before_classifier(network.decode_head) as seen:
                 network.decode_head(network.extract_feat(teacher))
             if hasattr(model, "key_projection"):
-                model.key_projection.network(features[0][: len(student)])
+                model.key_projection.network(seen[0][: len(student)])
     return total
 
 
@@ -213,7 +268,14 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder, quiet_mmengine():
         run = Run(Path(folder) / "run")
         run.checkpoints.mkdir(parents=True)
-        config = build_config(split, options)
+        config = build_config(split, replace(options, method="guidedmix") if options.method == CCT else options)
+        if options.method == CCT:
+            config.method = dict(type="AuxiliaryDecoders", decoders=30)
+            # CCT's encoder is a dilated ResNet of stride 8, as PSPNet's.
+            config.model.backbone.update(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+            config.model.decode_head.strides = (4, 8, 8, 8)
+        if "warmup" in config.method:
+            config.method.warmup = 0.0  # what follows it is measured
         masks = stored_labels(split, Path(folder)) if METHODS.get(config.method.type).needs_pseudo_masks else None
         training = build_training(run, split, config, options, masks)
         runner = training.runner
@@ -221,6 +283,7 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
         state: dict[str, Any] = {}
 
         def interleave(_: Any) -> None:
+            state["before"] = peak_memory()
             loop = runner.train_loop
             batches = iter(loop.dataloader)
             model = runner.model
@@ -267,7 +330,7 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
     contrast = [1.0 - plain / step for step, plain in zip(late["step"], late["plain"], strict=False)]
     return dict(
         method=options.method,
-        model=options.model or "deeplabv3plus_r18s",
+        model=options.model or MODELS.get(options.method, "deeplabv3plus_r18s"),
         device=get_device(),
         steps=steps,
         bare_ms=1e3 * medians["bare"],
@@ -279,6 +342,7 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
         contrast_share=statistics.median(contrast) if contrast else None,
         memory_gib=peak_memory(),
         **state.get("profile", {}),
+        training_memory_gib=peak_memory() - (0.0 if get_device() == "cuda" else state["before"]),
     )
 
 
@@ -293,13 +357,16 @@ HEADINGS = (
     "C / step",
     "contrast / step",
     "peak memory (GiB)",
+    "of it since training began",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--method", nargs="+", default=["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl"]
+        "--method",
+        nargs="+",
+        default=["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl", "guidedmix", CCT],
     )
     parser.add_argument("--model")
     parser.add_argument("--steps", type=int, default=120)
@@ -331,7 +398,7 @@ def main() -> None:
         ratios = (f"{report[name]:.2f}" for name in ("step_ratio", "load_ratio"))
         shares = ("-" if report[name] is None else f"{report[name]:.1%}" for name in ("c_share", "contrast_share"))
         row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios, *shares)
-        row = (*row, f"{report['memory_gib']:.1f}")
+        row = (*row, f"{report['memory_gib']:.1f}", f"{report['training_memory_gib']:.2f}")
         rows.append(row)
         if asked.json:
             print(json.dumps(report))

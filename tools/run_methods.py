@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-USUAL = ("supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl")
+USUAL = ("supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl", "guidedmix")
 METHODS = (*USUAL, "gct-student", "adv-ssl", "s4l", "ael")
 console = Console(stderr=True, highlight=False)
 
@@ -68,6 +68,12 @@ class Chain:
                 )
             if method == "gct":
                 self.run("pseudolabel", runs[method], "--subset", "train", "--checkpoint", "last", "--resume")
+                self.store(runs[method])
+            if method == "guidedmix":
+                decoupled = ["--decouple", "--out", f"{runs[method]}/stores/train.h5"]
+                self.run(
+                    "pseudolabel", runs[method], "--subset", "train", "--checkpoint", "last", "--resume", *decoupled
+                )
                 self.store(runs[method])
 
 

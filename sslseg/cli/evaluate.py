@@ -136,6 +136,8 @@ def _show(scores: dict[str, Any], split: Split) -> None:
         if training.get(which, {}).get("mIoU") is not None
     ]
     note(f"mIoU {scores['mIoU']:.2f}, pixel accuracy {scores['aAcc']:.2f} ({scores['protocol']})")
+    for kind, found in scores.get("other_masks", {}).items():
+        note(f"mIoU of {kind}: {found['mIoU']:.2f}, pixel accuracy {found['aAcc']:.2f}")
     for kind, found in scores.get("error_detection", {}).items():
         if found["auroc"] is not None:
             name = "1 - confidence" if kind == "confidence" else kind

@@ -52,6 +52,19 @@ def command(
             show_default=False,
         ),
     ] = None,
+    decouple: Annotated[
+        bool,
+        typer.Option(
+            "--decouple",
+            help="Of a guidedmix run: masks decoupled from mixtures with similar labelled images, beside the direct ones.",
+        ),
+    ] = False,
+    decouple_from: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --decouple: how many of the most similar labelled images. Default: 1.", show_default=False
+        ),
+    ] = None,
     which: WhichOption = "best",
     split: SplitOption = None,
     data: DataOption = None,
@@ -88,11 +101,14 @@ def command(
     from sslseg.artifacts import check_classes, find_model
     from sslseg.cli.options import check_which, find_split, protocol
     from sslseg.distributed import launch
+    from sslseg.errors import UserError
     from sslseg.pseudolabel import PseudolabelOptions, folder_samples, pseudolabel
     from sslseg.pseudolabel import export_png as export
     from sslseg.store import StoreReader
     from sslseg.workspace import Workspace
 
+    if decouple_from is not None and not decouple:
+        raise UserError("--decouple-from belongs to --decouple; add it")
     options = PseudolabelOptions(
         scores=None if scores is None else tuple(name for name in map(str.strip, scores.split(",")) if name != "none"),
         protocol=protocol(mode, crop, stride, tta=tta),
@@ -101,6 +117,7 @@ def command(
         shard=parse_shard(shard),
         resume=resume,
         reliability=reliability,
+        decouple=(decouple_from or 1) if decouple else 0,
     )
     launch(launcher, device)
     model = find_model(source_argument(source) or Workspace.load().newest_run(), which=check_which(which))
@@ -110,7 +127,8 @@ def command(
     check_classes(model, given.dataset.classes, where=f"dataset {given.dataset.name!r}")
     samples = folder_samples(images) if images is not None else given.samples(subset)
     part = images.absolute().name if images is not None else subset
-    name = part if shard is None else f"{part}-shard-{options.shard[0]}-of-{options.shard[1]}"
+    part_name = f"{part}-decoupled" if decouple else part
+    name = part_name if shard is None else f"{part_name}-shard-{options.shard[0]}-of-{options.shard[1]}"
     folder = model.run.stores if model.run is not None else model.checkpoint.parent / "stores"
     path = pseudolabel(
         model,
@@ -119,6 +137,7 @@ def command(
         options,
         description=given.dataset,
         provenance=dict(subset=part, data=given.dataset.root),
+        references=given.samples("labeled") if decouple else (),
     )
     store = StoreReader(path)
     if export_png is not None:

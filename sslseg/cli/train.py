@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from sslseg.workspace import Workspace
 
 # Options that set one key of the config, and the methods that have it.
-SWITCHES = {"augment": ("method.mix", ("cutmix", "u2pl")), "contrast": ("method.contrast.loss", ("u2pl",))}
+SWITCHES = {
+    "augment": ("method.mix", ("cutmix", "u2pl")),
+    "contrast": ("method.contrast.loss", ("u2pl",)),
+    "lambda_max": ("method.lambda_max", ("guidedmix",)),
+}
 
 
 @with_train_flags
@@ -25,7 +29,7 @@ def command(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method: supervised, mean-teacher, cutmix, ael, u2pl, gct, adv-ssl, s4l. Default: supervised.",
+            help="Method: supervised, mean-teacher, cutmix, ael, u2pl, gct, guidedmix, adv-ssl, s4l. Default: supervised.",
             show_default=False,
         ),
     ] = None,
@@ -43,6 +47,13 @@ def command(
     flaw_detector: Annotated[
         bool, typer.Option("--flaw-detector", help="With mean-teacher: no consistency where the teacher looks worse.")
     ] = False,
+    lambda_max: Annotated[
+        float | None,
+        typer.Option(
+            help="With guidedmix: bound of lambda, the labelled image's part in a mixture, 0 to 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     flags: TrainFlags,
 ) -> None:
@@ -65,14 +76,16 @@ def command(
             )
         flags = replace(flags, config="mean-teacher/flaw_detector")
         method = None
-    switches = {name: value for name, value in dict(augment=augment, contrast=contrast).items() if value is not None}
+    asked = dict(augment=augment, contrast=contrast, lambda_max=lambda_max)
+    switches = {name: value for name, value in asked.items() if value is not None}
     options = train_options(
         flags, workspace, method=method, **{SWITCHES[name][0]: value for name, value in switches.items()}
     )
     for name in switches:
         methods = SWITCHES[name][1]
         if options.method not in methods and options.config is None:
-            raise UserError(f"--{name} needs --method {' or '.join(methods)}, this is {options.method}; leave it out")
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} needs --method {' or '.join(methods)}, this is {options.method}; leave it out")
     if flags.split is None and flags.data is None and flags.launcher == "none" and workspace.untouched:
         _first_split(workspace)
     given = find_split(flags.split, flags.data)

@@ -61,6 +61,7 @@ class StreamDataset(Dataset):
         flip: float,
         image_mean: Sequence[float],
         seed: int,
+        rotation: float = 0.0,
         pseudo_masks: PseudoMasks | None = None,
     ) -> None:
         ignore_index = ignore_value(description.num_classes)
@@ -70,6 +71,7 @@ class StreamDataset(Dataset):
             name: Compose(
                 [
                     dict(type="RandomScale", factors=scale),
+                    *([dict(type="RandomRotation", degrees=rotation)] if rotation else []),
                     dict(
                         type="RandomCrop",
                         crop_size=crop,

@@ -59,6 +59,25 @@ class RandomScale(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class RandomRotation(BaseTransform):
+    """Rotate about the centre by up to ``degrees`` either way; what comes from outside is filled as padding is."""
+
+    def __init__(self, degrees: float) -> None:
+        self.degrees = degrees
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        angle = np.random.uniform(-self.degrees, self.degrees)
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+        for key in ("img", *results["seg_fields"]):
+            how = cv2.INTER_LINEAR if key == "img" else cv2.INTER_NEAREST
+            results[key] = cv2.warpAffine(
+                results[key], matrix, (width, height), flags=how, borderValue=results["fill"][key]
+            )
+        return results
+
+
+@TRANSFORMS.register_module()
 class PadToCrop(BaseTransform):
     """Pad at the right and at the bottom to the crop size: the image with its mean colour, its maps with ignore.
 

@@ -5,6 +5,7 @@ from sslseg.methods.ael import AEL
 from sslseg.methods.base import SemiSegmentor
 from sslseg.methods.cutmix import CutMix
 from sslseg.methods.gct import GCT
+from sslseg.methods.guidedmix import GuidedMix
 from sslseg.methods.mean_teacher import MeanTeacher
 from sslseg.methods.s4l import S4L
 from sslseg.methods.self_training import SelfTraining
@@ -19,6 +20,7 @@ __all__ = [
     "U2PL",
     "AdvSSL",
     "CutMix",
+    "GuidedMix",
     "MeanTeacher",
     "SelfTraining",
     "SemiSegmentor",

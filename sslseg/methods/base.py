@@ -120,6 +120,7 @@ class SemiSegmentor(BaseModel):
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",)}
     needs_pseudo_masks: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False  # whether it has a ``guided_predictor``
     maps: ClassVar[tuple[str, ...]] = ()  # kinds that its predictor gives beside masks (``sslseg.store.format``)
 
     def __init__(self, *, segmentor: dict[str, Any]) -> None:

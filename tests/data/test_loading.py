@@ -14,6 +14,7 @@ from sslseg.data.dataset import FixedBatches, StreamDataset, seed_everything, tr
 from sslseg.data.files import label_table, read_mask
 from sslseg.data.pseudo import PseudoMasks
 from sslseg.data.sampler import MixedSampler
+from sslseg.data.transforms import RandomRotation
 from sslseg.errors import UserError
 from sslseg.registry import import_mmseg
 from sslseg.split import Split
@@ -77,6 +78,30 @@ def test_padding_is_known_on_both_streams(streams: StreamDataset) -> None:
         seen += int(outside.sum())
         assert set(batch["labeled_weak"]["labels"].unique().tolist()) <= {*range(7), 255}
     assert seen > 0
+
+
+def test_rotation_moves_images_with_their_maps() -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[20:40, 50:70] = 1
+    valid = np.zeros_like(mask)
+    fill = dict(img=(9.0, 9.0, 9.0), gt_seg_map=255, valid_map=255)
+    angles = []
+    for seed in range(20):
+        seed_everything(seed)
+        image = np.repeat(100 + 100 * mask[..., None], 3, axis=2)
+        results = dict(img=image, gt_seg_map=mask, valid_map=valid, seg_fields=["gt_seg_map", "valid_map"], fill=fill)
+        results = RandomRotation(10.0)(results)
+        outside = results["valid_map"] == 255
+        assert np.array_equal(outside, results["gt_seg_map"] == 255)
+        box = cv2.erode((results["gt_seg_map"] == 1).astype(np.uint8), np.ones((3, 3))) > 0
+        assert (results["img"][box] == 200).all()
+        assert (results["img"][20:40, 10:30] == 100).all()
+        assert (results["img"][cv2.erode(outside.astype(np.uint8), np.ones((5, 5))) > 0] == 9).all()
+        # The box's centre, at (10, 20) from the image's, turns by the drawn angle.
+        rows, columns = np.nonzero(results["gt_seg_map"] == 1)
+        angles.append(np.degrees(np.arctan2(29.5 - rows.mean(), columns.mean() - 39.5)))
+    assert -10.5 < min(angles) < -5
+    assert 5 < max(angles) < 10.5
 
 
 def equal(left: dict, right: dict) -> bool:

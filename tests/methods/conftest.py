@@ -18,16 +18,16 @@ def segmentor(model: str = "deeplabv3plus_r18s") -> Any:
     """Return a segmentor's config without dropout, so that a loss can be computed twice."""
     import_mmseg()
     config = fit_model(load_model(model), num_classes=CLASSES, ignore_index=IGNORE)
-    if model == "deeplabv3plus_r18s":
+    if model.endswith("_r18s"):
         config.decode_head.dropout_ratio = 0.0
     return config
 
 
-def build(method: str, seed: int = 0, **arguments: Any) -> Any:
+def build(method: str, seed: int = 0, model: str = "deeplabv3plus_r18s", **arguments: Any) -> Any:
     """Build and initialise a method, ready for its first step."""
     import_mmseg()
     torch.manual_seed(seed)
-    made = METHODS.build(dict(type=method, segmentor=segmentor(), **arguments))
+    made = METHODS.build(dict(type=method, segmentor=segmentor(model), **arguments))
     made.init_weights()
     with torch.no_grad():
         for parameter in made.parameters():  # initial zeros would hide gradients, small scores every threshold

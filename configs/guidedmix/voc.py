@@ -1,0 +1,3 @@
+# Tables 1 to 5: crops of 321; lambda below 0.5.
+_base_ = ['../_base_/recipes/guidedmix.py', '../_base_/methods/guidedmix.py']
+data = dict(batch_size=12, crop=(321, 321))
