@@ -378,7 +378,7 @@ def test_what_does_not_mix_is_told_so(workspace: Path, run: Path, sslseg: Sslseg
         ("pseudolabel", other, "--decouple"): "Supervised has not learned from mixtures",
         ("pseudolabel", run, "--decouple-from", "2"): "--decouple-from belongs to --decouple",
         ("pseudolabel", run, "--decouple", "--decouple-from", "9"): "mend --decouple-from",
-        ("train", "--method", "gct", "--lambda-max", "0.2"): "--lambda-max belongs to --method guidedmix",
+        ("train", "--method", "gct", "--lambda-max", "0.2"): "--lambda-max needs --method guidedmix, this is gct",
         ("train", "--method", "guidedmix", "--lambda-max", "0.7", "--run-dir", "x"): "at most 0.5",
     }
     for arguments, message in cases.items():
