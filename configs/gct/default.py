@@ -7,7 +7,7 @@ _base_ = [
 ]
 method = dict(
     detector=dict(width=8, strides=(2, 2, 1, 2, 1, 1, 1, 1)),
-    consistency_weight=10.0,
+    consistency_weight=2.0,
     rampup_epochs=None,
     rampup=0.5)
 optimizers = dict(detector=dict(lr=1e-3))
