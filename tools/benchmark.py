@@ -1,8 +1,8 @@
 """Write a benchmark page from runs' own records: python tools/benchmark.py PAGE RUN [RUN ...].
 
 Runs of equal settings form a row; its seeds give mean and spread (the sample standard deviation). Last and best checkpoint are both
-reported, with the evaluation mode; the gain over the supervised run of the same split and seed; and the quality of the pseudo-masks
-where it was measured. Between the two markers of PAGE everything is written anew; the text around them stays.
+reported, with the evaluation mode; the gain over the supervised run of the same network, split and seed; and the quality of the
+pseudo-masks where it was measured, in a table of its own also how well stored scores know their errors. Between the two markers of PAGE everything is written anew; the text around them stays.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sslseg.run import Run
 from sslseg.split import Split
 
 BASELINE = "Supervised"
+RANKED = dict(flaw="flaw", confidence="1 - confidence", entropy="entropy")
 
 
 def spread(values: list[float]) -> str:
@@ -35,10 +36,45 @@ def label(record: dict[str, Any]) -> str:
     return record["method"] + (f", stage {stage}" if stage else "")
 
 
-def pseudo_masks(run: Run) -> float | None:
-    """Return the mIoU of the run's pseudo-masks of unlabelled images, where `sslseg eval` has measured it."""
+def pseudo_masks(run: Run) -> dict[str, Any] | None:
+    """Return the scores of the run's pseudo-masks of unlabelled images, where `sslseg eval` has measured them."""
     found = sorted(run.stores.glob("*-eval-unlabeled.json"))
-    return json.loads(found[-1].read_text())["mIoU"] if found else None
+    return json.loads(found[-1].read_text()) if found else None
+
+
+Row = list[tuple[Run, dict[str, Any], Split]]
+
+
+def errors(rows: dict[tuple[Any, ...], Row]) -> list[str]:
+    """Return the Markdown table of how well scores that a method stores beside confidence know its masks' errors."""
+    lines = []
+    for (_, _, _, _, name, *_), found in sorted(rows.items()):
+        stored = [scores for run, _, _ in found if (scores := pseudo_masks(run)) is not None]
+        others = [
+            f"{kind}: {spread([scores['other_masks'][kind]['mIoU'] for scores in stored])}" for kind in kinds(stored)
+        ]
+        known = [scores.get("error_detection", {}) for scores in stored]
+        if others or (known and "flaw" in known[0]):
+            ranks = [
+                spread([100 * one[kind]["auroc"] for one in known]) if kind in known[0] else "-" for kind in RANKED
+            ]
+            own = spread([scores["mIoU"] for scores in stored])
+            lines.append("| " + " | ".join((name, own, ", ".join(others) or "-", *ranks)) + " |")
+    headings = (
+        "method",
+        "mIoU of pseudo-masks",
+        "of others in the store",
+        *(f"AUROC of {kind}" for kind in RANKED.values()),
+    )
+    return (
+        ["", *("| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings))), *lines]
+        if lines
+        else []
+    )
+
+
+def kinds(stored: list[dict[str, Any]]) -> list[str]:
+    return sorted(stored[0].get("other_masks", {})) if stored else []
 
 
 def joined(values: Iterable[Any]) -> str:
@@ -47,29 +83,31 @@ def joined(values: Iterable[Any]) -> str:
 
 def table(runs: list[Run]) -> str:
     """Return the Markdown table of finished runs; runs of other settings never share a row."""
-    rows: dict[tuple[Any, ...], list[tuple[Run, dict[str, Any], Split]]] = defaultdict(list)
+    rows: dict[tuple[Any, ...], Row] = defaultdict(list)
     for run in runs:
         record, split = run.read(), Split.load(run.split_folder)
         if record["status"] != "finished":
             raise SystemExit(f"{run.folder} is not finished")
         config = load(run.config_path)
         settings = [str(config.get(key)) for key in ("model", "method", "optimizer", "schedule", "data", "views")]
-        key = (split.dataset.name, len(split.labeled), record["iters"], order(record), label(record), *settings)
+        head = config.model.decode_head.type.removesuffix("Head")
+        key = (split.dataset.name, len(split.labeled), record["iters"], order(record), label(record), head, *settings)
         rows[key].append((run, record, split))
-    headings = "dataset, labelled images, method, steps, seeds (training / split), mIoU last, mIoU best"
+    headings = "dataset, labelled images, method, decode head, steps, seeds (training / split), mIoU last, mIoU best"
     headings += ", gain over supervised by seed (last), mIoU of pseudo-masks, mode, machine, commit"
     lines = ["| " + headings.replace(", ", " | ") + " |", "|---" * len(headings.split(", ")) + "|"]
-    for (dataset, labeled, steps, _, name, *_), found in sorted(rows.items()):
+    for (dataset, labeled, steps, _, name, head, network, *_), found in sorted(rows.items()):
         records = [record for _, record, _ in found]
         last, best = (spread([record[which]["mIoU"] for record in records]) for which in ("last", "best"))
-        pairs = [(record["last"]["mIoU"], baseline(rows, record, split)) for _, record, split in found]
+        pairs = [(record["last"]["mIoU"], baseline(rows, record, split, network)) for _, record, split in found]
         gains = [own - base for own, base in pairs if base is not None]
-        stored = [value for run, _, _ in found if (value := pseudo_masks(run)) is not None]
+        stored = [scores["mIoU"] for run, _, _ in found if (scores := pseudo_masks(run)) is not None]
         environments = [record["environment"] for record in records]
         cells = (
             dataset,
             labeled,
             name,
+            head,
             steps,
             joined(f"{record['seed']} / {split.seed}" for _, record, split in found),
             last,
@@ -81,17 +119,16 @@ def table(runs: list[Run]) -> str:
             joined(environment.get("commit", "-") for environment in environments),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines + errors(rows))
 
 
-def baseline(
-    rows: dict[tuple[Any, ...], list[tuple[Run, dict[str, Any], Split]]], record: dict[str, Any], split: Split
-) -> float | None:
-    """Return the last mIoU of the supervised run of the same split, seed and number of steps, if it is in the table."""
-    for _, other, theirs in (entry for entries in rows.values() for entry in entries):
-        same = theirs.sha256 == split.sha256 and all(other[key] == record[key] for key in ("seed", "iters"))
-        if same and other["method"] == BASELINE:
-            return other["last"]["mIoU"]
+def baseline(rows: dict[tuple[Any, ...], Row], record: dict[str, Any], split: Split, network: str) -> float | None:
+    """Return the last mIoU of the supervised run of the same network, split, seed and steps, if it is in the table."""
+    for key, entries in rows.items():
+        for _, other, theirs in entries:
+            same = theirs.sha256 == split.sha256 and all(other[name] == record[name] for name in ("seed", "iters"))
+            if same and other["method"] == BASELINE and network in key:
+                return other["last"]["mIoU"]
     return None
 
 
