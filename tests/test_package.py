@@ -83,10 +83,20 @@ def test_benchmark_page_is_written_from_records(tmp_path: Path, toy_split: Split
     subprocess.run(command, check=True, capture_output=True)
     text = page.read_text()
     scores = [json.loads(run.record_path.read_text())["last"]["mIoU"] for run in runs]
-    assert f"| toy | 4 | Supervised | 2 | 0 / 0, 1 / 1 | {sum(scores) / 2:.2f} ± " in text
+    assert f"| toy | 4 | Supervised | DepthwiseSeparableASPP | 2 | 0 / 0, 1 / 1 | {sum(scores) / 2:.2f} ± " in text
     assert text.startswith("# Title")
     assert text.endswith("End.\n")
     assert "old" not in text
+    # A store beside the runs: its own masks, those beside them, and how well its scores know the errors.
+    ranks = {kind: dict(auroc=value, average_precision=0.5) for kind, value in (("flaw", 0.75), ("entropy", 0.5))}
+    other = dict(mIoU=40.0)
+    for run in runs:
+        run.stores.mkdir()
+        record = dict(mIoU=41.0, error_detection=ranks, other_masks={"model_masks/left": other})
+        (run.stores / "train-eval-unlabeled.json").write_text(json.dumps(record))
+    subprocess.run(command, check=True, capture_output=True)
+    row = "| Supervised | 41.00 ± 0.00 | model_masks/left: 40.00 ± 0.00 | 75.00 ± 0.00 | - | 50.00 ± 0.00 |"
+    assert row in page.read_text().splitlines()
 
 
 @pytest.mark.slow
@@ -214,6 +224,6 @@ def test_methods_are_run_on_equal_terms_and_only_once(tmp_path: Path, toy_folder
     assert [row[2] for row in rows] == ["Supervised", "ThreeStage, stage 2", "ThreeStage, stage 3"]
     quality = json.loads((runs[1] / "stores" / "train-eval-unlabeled.json").read_text())
     assert quality["images"] == 12
-    assert rows[1][8] == f"{quality['mIoU']:.2f}"
+    assert rows[1][9] == f"{quality['mIoU']:.2f}"
     scores = [json.loads((run / "run.json").read_text())["last"]["mIoU"] for run in runs]
-    assert [row[7] for row in rows] == ["-", f"{scores[1] - scores[0]:.2f}", f"{scores[2] - scores[0]:.2f}"]
+    assert [row[8] for row in rows] == ["-", f"{scores[1] - scores[0]:.2f}", f"{scores[2] - scores[0]:.2f}"]
