@@ -30,6 +30,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -123,7 +124,7 @@ class GCT(SemiSegmentor):
         losses: dict[str, Tensor] = {}
         # L_fc's gradient passes through the detector to the predictions.
         with fixed(self.detector), torch.set_grad_enabled(bool(self.correction_weight)):
-            flaws = self.detector(images.repeat(2, 1, 1, 1), torch.cat(predictions)).chunk(2)
+            flaws = self.detector(images, torch.cat(predictions)).chunk(2)
         maps = [cleaned(flaw.detach()) for flaw in flaws]
         if self.consistency_weight:
             guides = [thresholded(flaw, self.threshold) for flaw in maps]  # Eq. (4)
@@ -131,13 +132,14 @@ class GCT(SemiSegmentor):
             parts = []
             for own, other in ((0, 1), (1, 0)):  # Eq. (5)
                 learned = learns_from_other(guides[own], guides[other])
-                distance = (predictions[own] - predictions[other].detach()).square().mean(dim=1, keepdim=True)
+                squares = F.mse_loss(predictions[own], predictions[other].detach(), reduction="none")
+                distance = squares.mean(dim=1, keepdim=True)
                 parts.append(mean(distance * learned, counted))
             losses["loss_consistency"] = weight * (parts[0] + parts[1])
         if self.correction_weight:
             wrong = both_flawed(maps[0], maps[1], self.threshold)  # Eq. (7)
-            squares = flaws[0].square() + flaws[1].square()
-            losses["loss_correction"] = self.correction_weight * mean(squares * wrong, counted)  # Eq. (6)
+            both = flaws[0].square() + flaws[1].square()
+            losses["loss_correction"] = self.correction_weight * mean(both * wrong, counted)  # Eq. (6)
         return losses
 
     def detect(self, labeled: dict[str, Any], predictions: list[Tensor]) -> Tensor:
@@ -145,4 +147,4 @@ class GCT(SemiSegmentor):
         images = labeled["inputs"]
         own = torch.cat([prediction[: len(images)].detach() for prediction in predictions])
         both = dict(labels=labeled["labels"].repeat(2, 1, 1))
-        return self.detector.loss(images.repeat(2, 1, 1, 1), own, self.task.flaws(own, both), self.task.known(both))
+        return self.detector.loss(images, own, self.task.flaws(own, both), self.task.known(both))

@@ -76,7 +76,7 @@ class MeanTeacher(SemiSegmentor):
             predictions = self.task.activate(logits.detach())
             with torch.no_grad():
                 pair = torch.cat((predictions[number:], targets))
-                student, teacher = self.detector(strong["inputs"].repeat(2, 1, 1, 1), pair).chunk(2)
+                student, teacher = self.detector(strong["inputs"], pair).chunk(2)
                 counted = counted & ~(cleaned(teacher) > cleaned(student))[:, 0]
             flaws = self.task.flaws(predictions[:number], labeled)
             losses["loss_detector"] = self.detector.loss(

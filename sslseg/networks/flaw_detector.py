@@ -64,16 +64,18 @@ class FlawDetector(nn.Module):
         self.layers = nn.Sequential(*layers, Conv2dAdaptivePadding(inputs, 1, 4, strides[-1]))
 
     def forward(self, images: Tensor, predictions: Tensor) -> Tensor:
-        """Return flaw maps.
+        """Return flaw maps of predictions: one of each image, or those of several models one after another.
 
-        **Shape**: N x 3 x H x W normalised and N x C x H x W -> N x 1 x H x W float32, unbounded.
+        **Shape**: N x 3 x H x W normalised and K N x C x H x W -> K N x 1 x H x W float32, unbounded.
         """
-        maps = self.layers(torch.cat((images, predictions), dim=1)).float()
+        each = predictions.unflatten(0, (-1, len(images)))
+        inputs = torch.cat((images.expand(len(each), *images.shape), each), dim=2).flatten(0, 1)
+        maps = self.layers(inputs).float()
         return F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=True)
 
     def loss(self, images: Tensor, predictions: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
         """Return L_F, Eq. (3), without its factor 1/2, averaged over the counted pixels.
 
-        **Shape**: N x 3 x H x W; N x C x H x W; targets and counted N x 1 x H x W -> scalar.
+        **Shape**: N x 3 x H x W; K N x C x H x W; targets and counted K N x 1 x H x W -> scalar.
         """
         return mean((self(images, predictions.detach()) - targets).square(), counted)
