@@ -127,6 +127,23 @@ def test_the_bank_holds_the_newest_keys_of_each_class_in_order(classes: int) -> 
     assert bank.counts.sum() == 0
 
 
+def test_no_slot_is_written_twice_in_a_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it would be open which vector remains."""
+    written: list[torch.Tensor] = []
+    original = torch.Tensor.__setitem__
+
+    def watched(self: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> None:
+        written.append(slots)
+        original(self, slots, values)
+
+    bank = MemoryBank([5, 3], dim=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__setitem__", watched)
+        bank.push(torch.randn(20, 2), torch.ones(20, 2, dtype=torch.bool))
+    (slots,) = written
+    assert len(slots.unique()) == len(slots) == 8
+
+
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
