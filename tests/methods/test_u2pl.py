@@ -166,6 +166,17 @@ def test_the_contrast_moves_encoder_and_projection_only(loss: str) -> None:
     assert not any(name.startswith("projection") for name, _ in method.deployed.named_parameters())
 
 
+def test_the_contrast_is_weighted_by_lambda_c() -> None:
+    given = batch()
+    terms = []
+    for weight in (0.1, 0.3):
+        method = made(contrast_weight=weight)
+        torch.manual_seed(2)
+        terms.append(method.loss(given)["loss_contrast"])
+    assert terms[0] > 0
+    torch.testing.assert_close(terms[1], 3 * terms[0])
+
+
 def test_averages_follow_the_projection_as_well() -> None:
     method = made()
     before = method.key_projection.network[2].weight.clone()
