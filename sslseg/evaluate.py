@@ -24,10 +24,10 @@ from sslseg.progress import track
 from sslseg.ranking import ErrorRanking
 from sslseg.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.format import FLAW_MAPS, LABEL_KINDS, RELIABLE
+from sslseg.store.format import DIRECT_MASKS, FLAW_MAPS, MODEL_MASKS, RELIABLE
 
 BATCH = 4
-BESIDE = LABEL_KINDS[1:]
+BESIDE = (*MODEL_MASKS, DIRECT_MASKS)
 Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, maps to draw
 
 

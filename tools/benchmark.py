@@ -64,7 +64,7 @@ def errors(rows: dict[tuple[Any, ...], Row]) -> list[str]:
         "method",
         "mIoU of pseudo-masks",
         "of others in the store",
-        *(f"AUROC of {kind}" for kind in RANKED.values()),
+        *(f"AUROC of {kind} (%)" for kind in RANKED.values()),
     )
     return (
         ["", *("| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings))), *lines]
