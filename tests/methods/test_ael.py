@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from tests.methods.conftest import SIZE, build, labeled_branch, moved, other_branches
+from tests.methods.conftest import SIZE, build, moved
 from tests.methods.test_u2pl import SETTINGS as U2PL
+from tests.methods.test_u2pl import batch, probabilities
 
 OFF: dict[str, Any] = dict(momentum=0.9, gamma=2.0, cutmix=False, copy_paste=False, sampling=False, reweighting=True)
 ON = dict.fromkeys(OFF, True) | dict(momentum=0.9, gamma=2.0)
@@ -17,16 +17,6 @@ ON = dict.fromkeys(OFF, True) | dict(momentum=0.9, gamma=2.0)
 
 def made(**more: Any) -> Any:
     return build("AEL", **dict(weight=2.0, rampup=0.0, decay=0.9, equalizer=OFF) | more)
-
-
-def batch() -> dict[str, dict]:
-    weak, strong = other_branches()
-    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=strong)
-
-
-def probabilities(network: Any, images: torch.Tensor) -> torch.Tensor:
-    logits = network.decode_head(network.extract_feat(images))
-    return F.interpolate(logits, SIZE, mode="bilinear", align_corners=False).softmax(1)
 
 
 def test_the_loss_is_weighted_by_the_teacher_s_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
