@@ -1,6 +1,7 @@
 """Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME ...].
 
-``cct`` is no method of sslseg: a stand-in for CCT, an encoder of stride 8 with thirty auxiliary decoders, whose memory GuidedMix-Net's is compared with.
+``cct`` is no method of sslseg: a stand-in for CCT, an encoder of stride 8 with thirty auxiliary decoders, with whose memory
+GuidedMix-Net's is compared.
 
 The bare passes are every network's passes on the same images, already on the device: the student's (with a second branch) forward and
 backward and the optimiser's step, and the teacher's forward; no loss, no augmentation, no average. The step is what mmengine's loop

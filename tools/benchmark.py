@@ -2,7 +2,8 @@
 
 Runs of equal settings form a row; its seeds give mean and spread (the sample standard deviation). Last and best checkpoint are both
 reported, with the evaluation mode; the gain over the supervised run of the same network, split and seed; and the quality of the
-pseudo-masks where it was measured, in a table of its own also how well stored scores know their errors. Between the two markers of PAGE everything is written anew; the text around them stays.
+pseudo-masks where it was measured, in a table of its own also how well stored scores know their errors. Between the two markers of
+PAGE everything is written anew; the text around them stays.
 """
 
 from __future__ import annotations
@@ -46,35 +47,25 @@ Row = list[tuple[Run, dict[str, Any], Split]]
 
 
 def errors(rows: dict[tuple[Any, ...], Row]) -> list[str]:
-    """Return the Markdown table of how well scores that a method stores beside confidence know its masks' errors."""
+    """Return the Markdown table of stores that hold more than masks and confidence: other masks, or flaw maps."""
     lines = []
     for (_, _, _, _, name, *_), found in sorted(rows.items()):
         stored = [scores for run, _, _ in found if (scores := pseudo_masks(run)) is not None]
-        others = [
-            f"{kind}: {spread([scores['other_masks'][kind]['mIoU'] for scores in stored])}" for kind in kinds(stored)
+        # What older records of `sslseg eval` lack was not measured.
+        others, known = ([scores.get(key, {}) for scores in stored] for key in ("other_masks", "error_detection"))
+        if not any(others) and not any("flaw" in scores for scores in known):
+            continue
+        beside = [f"{kind}: {spread([scores[kind]['mIoU'] for scores in others])}" for kind in sorted(others[0])]
+        ranks = [
+            spread([100 * scores[kind]["auroc"] for scores in known]) if kind in known[0] else "-" for kind in RANKED
         ]
-        known = [scores.get("error_detection", {}) for scores in stored]
-        if others or (known and "flaw" in known[0]):
-            ranks = [
-                spread([100 * one[kind]["auroc"] for one in known]) if kind in known[0] else "-" for kind in RANKED
-            ]
-            own = spread([scores["mIoU"] for scores in stored])
-            lines.append("| " + " | ".join((name, own, ", ".join(others) or "-", *ranks)) + " |")
-    headings = (
-        "method",
-        "mIoU of pseudo-masks",
-        "of others in the store",
-        *(f"AUROC of {kind} (%)" for kind in RANKED.values()),
-    )
-    return (
-        ["", *("| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings))), *lines]
-        if lines
-        else []
-    )
-
-
-def kinds(stored: list[dict[str, Any]]) -> list[str]:
-    return sorted(stored[0].get("other_masks", {})) if stored else []
+        cells = (name, spread([scores["mIoU"] for scores in stored]), ", ".join(beside) or "-", *ranks)
+        lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    headings = ["method", "mIoU of pseudo-masks", "of others in the store"]
+    headings += [f"AUROC of {kind} (%)" for kind in RANKED.values()]
+    return ["", "| " + " | ".join(headings) + " |", "| " + " | ".join(["---"] * len(headings)) + " |", *lines]
 
 
 def joined(values: Iterable[Any]) -> str:

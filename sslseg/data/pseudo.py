@@ -59,7 +59,7 @@ class PseudoMasks:
                 f" {shape[0]}x{shape[1]}; make the store from the images that you train on"
             )
         for kept in self.filters:
-            mask = np.where(kept(self.store.score(kept.kind, name)), mask, mask.dtype.type(ignored))
+            mask = kept.masked(mask, name, self.store)
         return mask.copy()
 
     def to_dict(self) -> dict[str, Any]:

@@ -39,6 +39,10 @@ class Filter:
         """Return where a score map (H x W) is kept."""
         return OPERATORS[self.comparison](score, np.float32(self.threshold))
 
+    def masked(self, mask: np.ndarray, name: str, store: StoreReader) -> np.ndarray:
+        """Return a mask (H x W) of an id with ``ignore_index`` where it is not kept."""
+        return np.where(self(store.score(self.kind, name)), mask, mask.dtype.type(store.ignore_index))
+
     def to_dict(self) -> dict[str, Any]:
         return dict(keep=self.text, threshold=self.threshold, share=self.share)
 

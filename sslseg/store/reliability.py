@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from sslseg.progress import note, track
 from sslseg.store.format import RELIABLE
 from sslseg.store.keep import Filter, resolve
@@ -51,6 +49,5 @@ def mark_reliable(path: Path, percentile: str) -> None:
 
 def _maps(store: StoreReader, kinds: list[str], reliable: Filter) -> Iterator[tuple[str, Maps]]:
     for name in track(store.ids, "mark", total=len(store)):
-        mask = store.mask(name)
-        kept = np.where(reliable(store.entropy(name)), mask, mask.dtype.type(store.ignore_index))
+        kept = reliable.masked(store.mask(name), name, store)
         yield name, {kind: store.encoded(kind, name) for kind in kinds} | {RELIABLE: kept}
