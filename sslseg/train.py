@@ -150,7 +150,7 @@ def _set_lengths(split: Split, config: Any, options: TrainOptions) -> None:
 
     ``schedule.samples`` is the N of GCT's paper (Sec. 4), all images of all batches; ``schedule.epochs`` passes through
     the unlabelled images, also for a method that does not see them: equal steps for all. Any ``method.NAME_epochs``
-    becomes the share ``method.NAME``, and ``method.epochs`` all passes, where it is None.
+    becomes the share ``method.NAME``, unless that is set itself, and ``method.epochs`` all passes, where it is None.
     """
     schedule, method = config.schedule, config.method
     if options.epochs is not None:
@@ -162,9 +162,9 @@ def _set_lengths(split: Split, config: Any, options: TrainOptions) -> None:
             count = batch_counts(config, ("unlabeled",))["unlabeled"]
             schedule.iters = schedule.epochs * math.ceil(len(split.samples("unlabeled")) / count)
     for name in [name for name in method if name.endswith("_epochs")]:
-        epochs = method.pop(name)
-        if epochs is not None:
-            method[name.removesuffix("_epochs")] = epochs * steps_per_epoch(split, config) / schedule.iters
+        epochs, share = method.pop(name), name.removesuffix("_epochs")
+        if epochs is not None and f"method.{share}" not in options.assignments:
+            method[share] = epochs * steps_per_epoch(split, config) / schedule.iters
     if "epochs" in method and method.epochs is None:
         method.epochs = schedule.iters / steps_per_epoch(split, config)
 

@@ -311,6 +311,14 @@ SWITCHES = [
 ]
 
 
+def test_a_share_that_is_set_is_not_overruled_by_passes_through_the_images(toy_split: Split) -> None:
+    """The paper's configs give the warm-up in passes."""
+    options = dict(config="u2pl/voc_blender", iters=100, pretrained="none")
+    assert build_config(toy_split, TrainOptions(**options)).method.warmup != 0.3
+    options["assignments"] = {"method.warmup": 0.3}
+    assert build_config(toy_split, TrainOptions(**options)).method.warmup == 0.3
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_row_of_the_tables_has_a_switch_that_changes_the_loss(toy_split: Split, switch: str) -> None:
     """Tables 3 to 7 and A2 to A8; all else is equal, draws too."""
