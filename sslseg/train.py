@@ -83,7 +83,7 @@ def train(
         if pseudo_masks is None:
             raise UserError(f"method {options.method!r} learns from stored pseudo-masks; use `sslseg refine STORE`")
         config.pseudo_masks = pseudo_masks.to_dict()
-    record = _record(split, config, **(notes or {}))
+    record = _record(split, config, options, **(notes or {}))
     if not options.dry_run:
         on_main(lambda: _claim(run, split, config, record, options))
         if run.read()["status"] == FINISHED:
@@ -274,11 +274,12 @@ def _check_config(run: Run, config: Any) -> None:
             )
 
 
-def _record(split: Split, config: Any, **more: Any) -> dict[str, Any]:
+def _record(split: Split, config: Any, options: TrainOptions, **more: Any) -> dict[str, Any]:
     return dict(
         method=config.method.type,
         seed=config.seed,
         iters=config.schedule.iters,
+        settings=options.assignments,
         split_sha256=split.sha256,
         dataset=split.dataset.to_dict(),
         program_version=__version__,

@@ -211,17 +211,22 @@ def test_methods_are_run_on_equal_terms_and_only_once(tmp_path: Path, toy_folder
     init = [sys.executable, "-m", "sslseg", "init", "--data", str(toy_folder)]
     subprocess.run(init, cwd=work, env=environment, check=True, capture_output=True)
     command = [sys.executable, str(CHECKOUT / "tools" / "run_methods.py"), str(work), "--count", "4", "--seeds", "3"]
-    command += ["--methods", "supervised", "three-stage", "--", *SHORT]
-    for _ in range(2):
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+    usual = ["--methods", "supervised", "three-stage", "--", *SHORT]
+    ablation = ["--methods", "cutmix", "--tag", "mse", "--", *SHORT, "--set", "method.consistency=mse"]
+    for more in (usual, usual, ablation):
+        subprocess.run(command + more, env=environment, check=True, capture_output=True)
     runs = [work / "runs" / f"{name}-seed3" for name in ("supervised", "stage2", "stage3")]
-    assert (work / "seed3.log").read_text().count("step 4/4 loss") == 3
+    assert (work / "seed3.log").read_text().count("step 4/4 loss") == 4
+    runs.append(work / "runs" / "cutmix-mse-seed3")
     page = tmp_path / "page.md"
     page.write_text("<!-- written by tools/benchmark.py -->\n<!-- end of what is written -->\n")
     command = [sys.executable, str(CHECKOUT / "tools" / "benchmark.py"), str(page), *map(str, runs)]
     subprocess.run(command, check=True, capture_output=True)
     rows = [line.split(" | ") for line in page.read_text().splitlines() if "| toy |" in line]
-    assert [row[2] for row in rows] == ["Supervised", "ThreeStage, stage 2", "ThreeStage, stage 3"]
+    names = ["Supervised", "CutMix (consistency=mse)", "ThreeStage, stage 2", "ThreeStage, stage 3"]
+    assert [row[2] for row in rows] == names
+    rows.pop(1)
+    runs.pop()
     quality = json.loads((runs[1] / "stores" / "train-eval-unlabeled.json").read_text())
     assert quality["images"] == 12
     assert rows[1][9] == f"{quality['mIoU']:.2f}"

@@ -23,6 +23,7 @@ from sslseg.run import Run
 from sslseg.split import Split
 
 BASELINE = "Supervised"
+TOLD = ("schedule.iters", "method.stage")  # settings that a row shows anyway
 RANKED = dict(flaw="flaw", confidence="1 - confidence", entropy="entropy")
 
 
@@ -32,9 +33,14 @@ def spread(values: list[float]) -> str:
 
 
 def label(record: dict[str, Any]) -> str:
-    """Return what a row is called: the method, and the stage of three-stage self-training."""
+    """Return what a row is called: the method, the stage of three-stage self-training, and what --set changed."""
     stage = record.get("stage")
-    return record["method"] + (f", stage {stage}" if stage else "")
+    changed = [
+        f"{key.removeprefix('method.')}={value}"
+        for key, value in sorted(record.get("settings", {}).items())
+        if key not in TOLD
+    ]
+    return record["method"] + (f", stage {stage}" if stage else "") + (f" ({', '.join(changed)})" if changed else "")
 
 
 def pseudo_masks(run: Run) -> dict[str, Any] | None:

@@ -25,8 +25,8 @@ console = Console(stderr=True, highlight=False)
 class Chain:
     """The commands of one seed, one after another in ``folder``; their output goes to a log."""
 
-    def __init__(self, folder: Path, seed: int, threads: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, threads: int, tag: str) -> None:
+        self.folder, self.seed, self.tag = folder, seed, tag
         self.environment = os.environ | dict(OMP_NUM_THREADS=str(threads))
 
     def run(self, *arguments: str) -> None:
@@ -47,7 +47,8 @@ class Chain:
         seed = str(self.seed)
         self.run("split", "--seed", seed, "--out", f"splits/seed{seed}", *split)
         common = ["--seed", seed, "--resume", *train]
-        runs = {name: f"runs/{name}-seed{seed}" for name in (*METHODS, "stage2", "stage3")}
+        tag = f"-{self.tag}" if self.tag else ""
+        runs = {name: f"runs/{name}{tag}-seed{seed}" for name in (*METHODS, "stage2", "stage3")}
         for method in methods:
             if method == "three-stage":
                 first = runs["supervised"]
@@ -86,12 +87,15 @@ def main() -> None:
     parser.add_argument("--count", help="number of labelled images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(USUAL))
+    parser.add_argument(
+        "--tag", default="", help="goes into the names of the runs: METHOD-TAG-seedSEED, for an ablation"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time; they share the cores")
     options, train = parser.parse_known_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
-    chains = [Chain(folder, seed, threads) for seed in options.seeds]
+    chains = [Chain(folder, seed, threads, options.tag) for seed in options.seeds]
     share = ["--count", options.count] if options.count else ["--ratio", options.ratio or "1/16"]
     # The first split draws the embedded dataset, which the others then find.
     chains[0].run("split", "--seed", str(options.seeds[0]), "--out", f"splits/seed{options.seeds[0]}", *share)
