@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,15 @@ def command(
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in record.items():
-        table.add_row(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        table.add_row(key, plain(value))
     show(table, source)
     emit(source, record, as_json=as_json)
+
+
+def plain(value: Any) -> str:
+    """Return a value as a reader likes it: lists and dictionaries without brackets, short numbers."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
