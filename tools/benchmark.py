@@ -33,7 +33,7 @@ def spread(values: list[float]) -> str:
 
 
 def label(record: dict[str, Any]) -> str:
-    """Return what a row is called: the method, the stage of three-stage self-training, and what --set changed."""
+    """Return what a row is called: the method, the stage of three-stage self-training, and the settings that were changed."""
     stage = record.get("stage")
     changed = [
         f"{key.removeprefix('method.')}={value}"
