@@ -22,13 +22,27 @@ DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
+SMALLEST = """
+import typer
+
+app = typer.Typer()
+for name in ("one", "two"):
+    app.command(name)(lambda number: number)
+app()
+"""
+
+
 def test_help_is_quick() -> None:
-    times = []
-    for _ in range(5):
+    """About as quick as Typer's own: no heavy package is loaded. A machine's speed does not matter."""
+
+    def took(*command: str) -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "sslseg", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.3
+        subprocess.run([sys.executable, *command, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    pairs = [(took("-m", "sslseg"), took("-c", SMALLEST)) for _ in range(5)]
+    ours, typers = (min(times) for times in zip(*pairs, strict=True))
+    assert ours < 1.8 * typers
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
