@@ -21,9 +21,13 @@ Three passes: x_l with x_u; x_mix without gradients, since M_{u-dec} is a target
 BatchNorm normalises each with its own statistics, and only the first pass, of the images that a model meets later, is
 remembered in the running ones.
 
-Choices where the paper is silent; those with a setting are switches, to be decided by benchmarks:
-- ``space``: whether probabilities or logits are subtracted and compared. ``remainder``: what becomes of the difference;
-  M_mix holds about 1 - lambda of M_u, so ``normalize`` makes it a distribution again. ``raw`` is Eqs. (7) and (8) as printed.
+Choices where the paper is silent; those with a setting are switches. "Tried" is on another drawing of shapes than the
+benchmarks', with networks that start from random weights:
+- ``space``: whether probabilities or logits are subtracted and compared. Tried: with logits nearly all classes were lost.
+- ``remainder``: what becomes of the difference; M_mix holds about 1 - lambda of M_u, so ``normalize`` makes it a
+  distribution again. ``raw`` is Eqs. (7) and (8) as printed; tried: its squared distance from the truth is larger.
+- The target is M_{u-dec}, as the text has it, and a constant. Tried: teaching the mixture by M_u instead, and a target with
+  BatchNorm's running statistics; neither helped.
 - ``labeled_decoupling``: Eq. (12) is printed with hard decoupling; ``None`` does as ``decoupling`` says. Lambdas of labelled
   pairs are drawn for themselves.
 - ``constant``: in L_dec M_l and its partner's prediction are constants, which cross entropy teaches; only the mixture learns.
