@@ -5,18 +5,22 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
-# Of the targets of methods (`make three-stage`, ...): a folder of images and masks (empty: the embedded dataset), the labelled share, where to work, and
-# options of `sslseg train` such as TRAIN="--iters 4000 --crop 320".
+# Of the targets of methods: a folder of images and masks (empty: the built-in synthetic dataset), the fraction of training images that count as
+# labeled, the working folder, and options of `sslseg train` such as TRAIN="--iterations 4000 --crop 320".
 DATA ?=
 RATIO ?= 1/8
 WORK ?= $@
 TRAIN ?=
+# Every method is a target: its folder of configs names it.
+METHODS := $(sort $(patsubst configs/%/default.py,%,$(wildcard configs/[!_]*/default.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo three-stage gct u2pl guidedmix test test-fast lint format typecheck docs docs-serve bench ci clean
+.PHONY: help setup demo $(METHODS) test test-fast lint format typecheck docs docs-tables docs-serve bench ci clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "Pipelines of methods, from a split to scores: DATA=folder RATIO=1/8 WORK=folder TRAIN=\"options\"; run one again to go on."
+	@for method in $(METHODS); do echo "  make $$method"; done
 
 setup: $(READY) ## Make .venv with the package and its development extras
 
@@ -25,53 +29,23 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Split, train, pseudolabel, refine and eval on the embedded dataset, in the folder demo/
+demo: $(READY) ## Split, train, pseudolabel, refine and eval on the built-in synthetic dataset, in the folder demo/
 	$(BIN)/python tools/demo.py $(DEMO)
 
-# What the pipelines begin with.
-define begin
-mkdir -p $(WORK)
-cd $(WORK) && { test -z "$(DATA)" || test -e sslseg.toml || $(BIN)/sslseg init --data $(abspath $(DATA)); }
-cd $(WORK) && $(BIN)/sslseg split --ratio $(RATIO) --out split
-endef
+$(METHODS): $(READY)
+	$(BIN)/python tools/pipeline.py $@ --work "$(WORK)" --ratio $(RATIO) $(if $(DATA),--data "$(DATA)") -- $(TRAIN)
 
-three-stage: $(READY) ## Three-stage self-training: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
-	$(begin)
-	cd $(WORK) && $(BIN)/sslseg train --method supervised --split split --run-dir stage1 --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg pseudolabel stage1 --subset train --resume
-	cd $(WORK) && $(BIN)/sslseg refine stage1 --stage 2 --run-dir stage2 --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg refine stage2 --stage 3 --run-dir stage3 --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg eval stage3
+test: $(READY) ## Run all tests, on two cores
+	$(BIN)/python -m pytest -n 2
 
-gct: $(READY) ## Guided collaborative training: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
-	$(begin)
-	cd $(WORK) && $(BIN)/sslseg train --method gct --split split --run-dir gct --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg pseudolabel gct --resume
-	cd $(WORK) && $(BIN)/sslseg refine gct --keep "flaw<0.6" --run-dir student --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg eval student
+test-fast: $(READY) ## Run the tests that take less than a second each
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-u2pl: $(READY) ## Unreliable pseudo-labels: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
-	$(begin)
-	cd $(WORK) && $(BIN)/sslseg train --method u2pl --split split --run-dir u2pl --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg pseudolabel u2pl --resume --reliability q80
-	cd $(WORK) && $(BIN)/sslseg eval u2pl
-
-guidedmix: $(READY) ## GuidedMix-Net and its decoupled pseudo-masks: DATA=folder RATIO=1/8 WORK=folder; run it again to go on
-	$(begin)
-	cd $(WORK) && $(BIN)/sslseg train --method guidedmix --split split --run-dir guidedmix --resume $(TRAIN)
-	cd $(WORK) && $(BIN)/sslseg pseudolabel guidedmix --decouple --resume
-	cd $(WORK) && $(BIN)/sslseg eval guidedmix
-
-test: $(READY) ## Run all tests
-	$(BIN)/python -m pytest
-
-test-fast: $(READY) ## Run the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m 'not slow'
-
-lint: $(READY) ## Check style and spelling
+lint: $(READY) ## Check style, spelling and the layers of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell sslseg tools tests docs configs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/lint-imports
 
 format: $(READY) ## Reformat the code
 	$(BIN)/ruff check --fix .
@@ -83,14 +57,17 @@ typecheck: $(READY) ## Check the types
 docs: $(READY) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
+docs-tables: $(READY) ## Rewrite the tables of options and settings in docs/ from the program
+	$(BIN)/python tools/tables.py
+
 docs-serve: $(READY) ## Show the documentation at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
 
-bench: $(READY) ## Measure the store against PNG files, and a training step against its bare network passes
+bench: $(READY) ## Measure the store against PNG files, and an iteration of every method against its bare network passes
 	$(BIN)/python tools/bench_store.py
 	$(BIN)/python tools/bench_train.py
 
 ci: lint typecheck docs test ## What .ci/run does
 
-clean: ## Remove what the other targets made, but for .venv
+clean: ## Remove what the other targets made, except .venv
 	rm -rf site $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -1,3 +1,3 @@
 """Semi-supervised semantic segmentation on MMSegmentation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

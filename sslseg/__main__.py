@@ -8,7 +8,7 @@ import warnings
 
 def main() -> None:
     if not sys.warnoptions:
-        # Third parties' warnings tell our users nothing; python -W shows them.
+        # Third parties' warnings do not help our users; python -W shows them.
         warnings.simplefilter("ignore")
     from sslseg.cli.app import app
     from sslseg.cli.console import run

@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from mmengine.device import get_device
-from mmengine.device import utils as device_utils
 from mmengine.dist import get_rank, init_dist
 
+from sslseg.compat import use_cpu
 from sslseg.errors import UserError
-from sslseg.registry import import_mmseg
+from sslseg.registry import register_modules
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 T = TypeVar("T")
@@ -25,7 +25,7 @@ def launch(launcher: str, device: str) -> None:
     """Import mmseg quietly, select ``device`` (``auto``, ``cpu``, ``cuda`` or ``cuda:N``) and join the process group of ``launcher``."""
     if launcher not in LAUNCHERS:
         raise UserError(f"launcher {launcher!r} is unknown; use --launcher with one of: {', '.join(LAUNCHERS)}")
-    import_mmseg()
+    register_modules()
     _select(device)
     if get_device() == "cpu":
         _keep_freed_memory()
@@ -49,8 +49,7 @@ def _select(device: str) -> None:
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
         raise UserError(f"device {device!r} is unknown; use --device with auto, cpu, cuda or cuda:N")
     if kind == "cpu":
-        # mmengine has picked the device when it was imported; this is the name that its get_device() reads.
-        device_utils.DEVICE = "cpu"
+        use_cpu()
     elif kind == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"--device {device}: torch sees no GPU (torch {torch.__version__}); use --device cpu or install torch with CUDA"
@@ -62,7 +61,7 @@ def _select(device: str) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors: each step asks for the same again, and fresh pages cost a tenth of it."""
+    """Let glibc keep the memory of freed tensors: each iteration allocates the same again, and fresh pages cost a tenth of it."""
     m_trim_threshold, m_mmap_threshold, largest = -1, -3, 2**31 - 1
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
         library = ctypes.CDLL(None)
@@ -73,7 +72,7 @@ def _keep_freed_memory() -> None:
 def on_main(work: Callable[[], T]) -> T | None:
     """Run ``work`` on the main process while the others wait, and return its result there, None elsewhere.
 
-    What it raises is raised on every rank, so that none waits for one that has gone.
+    What it raises is raised on every rank, so that none waits for a rank that has gone.
     """
     result: T | None = None
     failure: list[Exception | None] = [None]

@@ -11,24 +11,23 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from torch import Tensor
 
-from sslseg.artifacts import Model, build_segmentor, check_classes
+from sslseg.artifacts.find import Model, build_segmentor, check_classes
 from sslseg.data.dataset import ImageDataset, image_loader
 from sslseg.data.description import Sample
-from sslseg.data.files import label_table, read_image, read_mask
 from sslseg.data.labels import ignore_value
+from sslseg.data.reading import label_table, read_image, read_mask
 from sslseg.errors import UserError
-from sslseg.figures import save_confusion, save_panel
+from sslseg.evaluation.figures import save_confusion, save_panel
+from sslseg.evaluation.metrics import SegmentationMetric
+from sslseg.evaluation.misclassification import MisclassificationDetection
 from sslseg.inference import Predictor, Protocol, predict_all
-from sslseg.metrics import SegmentationMetric
 from sslseg.progress import track
-from sslseg.ranking import ErrorRanking
-from sslseg.split import Split
+from sslseg.splits.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.format import DIRECT_MASKS, FLAW_MAPS, MODEL_MASKS, RELIABLE
+from sslseg.store.format import BUILT_IN, RELIABLE
 
 BATCH = 4
-BESIDE = (*MODEL_MASKS, DIRECT_MASKS)
-Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, maps to draw
+Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, score maps for the panel
 
 
 def evaluate_model(
@@ -40,7 +39,11 @@ def evaluate_model(
     workers: int = 2,
     figures: Path | None = None,
 ) -> dict[str, Any]:
-    """Score ``model`` on the labelled images of ``subset`` and return the scores (``SegmentationMetric.finish``)."""
+    """Score ``model`` on the labeled images of ``subset`` and return the scores (``SegmentationMetric.finish``).
+
+    This predicts with the method's ``eval_model``, a plain segmentor. ``pseudolabel`` predicts with one of the method's
+    ``predictors``: if that one fuses several models or images, the scores of its store may differ from these.
+    """
     check_classes(model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
     samples = with_masks(split, subset)
     dataset = ImageDataset(samples, description=split.dataset, labeled=True)
@@ -66,10 +69,10 @@ def evaluate_store(
         subset: score only those of this subset of the split.
 
     Returns:
-        The scores of ``SegmentationMetric.finish``, and ``error_detection``: for each stored score, how well it tells wrong
-        pixels from right ones (of confidence, 1 - confidence), as AUROC and average precision in [0, 1];
-        ``other_masks``: the scores of the masks that it holds beside, by their kind; and where the store marks unreliable
-        pixels ``reliable``: the percentage of labelled pixels that it holds to be reliable, and mIoU and aAcc of these.
+        The scores of ``SegmentationMetric.finish``; ``error_detection``: misclassification detection with each score,
+        as AUROC and average precision in [0, 1], and what its high values mean; ``other_masks``: the scores of other
+        stored masks by their kind; and if the store marks unreliable pixels ``reliable``: the percentage of labeled
+        pixels that are reliable, and their mIoU and aAcc.
     """
     if store.classes != tuple(split.dataset.classes):
         raise UserError(
@@ -80,27 +83,33 @@ def evaluate_store(
     if not samples:
         raise UserError(
             f"store {store.path}: none of its {len(store)} ids has a label in {split.dataset.name!r}"
-            f"{f', subset {subset},' if subset else ''} to compare with"
+            f"{f', subset {subset}' if subset else ''}"
         )
     table, ignored = label_table(split.dataset), ignore_value(split.dataset.num_classes)
-    rankings = [ErrorRanking(kind) for kind in store.scores]
+    detections = [MisclassificationDetection(score, high=store.high(score)) for score in store.scores]
     reliable = SegmentationMetric(store.classes, ignore_index=ignored) if store.has(RELIABLE) else None
-    others = {kind: SegmentationMetric(store.classes, ignore_index=ignored) for kind in store.kinds if kind in BESIDE}
+    own_kinds = {name: kind for name, kind in store.kinds.items() if name not in BUILT_IN}
+    others = {
+        name: SegmentationMetric(store.classes, ignore_index=ignored)
+        for name, kind in own_kinds.items()
+        if not kind.is_score
+    }
+    shown = [name for name, kind in own_kinds.items() if kind.is_score and figures is not None]
 
     def scored() -> Iterator[Scored]:
         for sample in samples[get_rank() :: get_world_size()]:
             mask, label = store.mask(sample.id), read_mask(str(sample.mask), table)
             if mask.shape != label.shape:
                 raise UserError(f"store {store.path}: {sample.id!r} is {mask.shape}, its label {label.shape}")
-            for ranking in rankings:
-                ranking.add(store.stored(ranking.kind, sample.id), mask != label, label != ignored)
+            for detection in detections:
+                stored = store.stored(detection.score, sample.id)
+                detection.add(stored, wrong=mask != label, valid_mask=label != ignored)
             if reliable is not None:
                 kept = store.stored(RELIABLE, sample.id) != ignored
                 reliable.add(as_tensor(mask), as_tensor(np.where(kept, label, ignored)))
             for kind, metric in others.items():
                 metric.add(as_tensor(store.stored(kind, sample.id)), as_tensor(label))
-            drawn = [store.score(kind, sample.id) for kind in store.kinds if kind in FLAW_MAPS and figures is not None]
-            yield sample, as_tensor(mask), as_tensor(label), drawn
+            yield sample, as_tensor(mask), as_tensor(label), [store.score(kind, sample.id) for kind in shown]
 
     scores = _score(scored(), split, total=len(samples), figures=figures, protocol=None)
     provenance = store.provenance
@@ -113,7 +122,7 @@ def evaluate_store(
         protocol=f"store, {provenance.get('protocol')}",
         subset=subset or provenance.get("subset"),
         store=str(store.path),
-        error_detection={ranking.kind: ranking.finish() for ranking in rankings},
+        error_detection={detection.score: dict(high=detection.high, **detection.finish()) for detection in detections},
         other_masks={kind: metric.finish(len(samples)) for kind, metric in others.items()},
     )
 
@@ -126,9 +135,7 @@ def with_masks(split: Split, subset: str) -> list[Sample]:
     """Return the samples of ``subset`` that have a mask; raise UserError if none has."""
     samples = [sample for sample in split.samples(subset) if sample.mask is not None]
     if not samples:
-        raise UserError(
-            f"subset {subset!r} of the split has no labelled image to score against; choose another with --subset"
-        )
+        raise UserError(f"subset {subset!r} of the split has no labeled image to score; choose another with --subset")
     return samples
 
 
@@ -138,12 +145,12 @@ def _score(
     classes, palette = split.dataset.classes, split.dataset.palette
     metric = SegmentationMetric(classes, ignore_index=ignore_value(len(classes)))
     own = len(range(get_rank(), total, get_world_size()))
-    for sample, mask, label, drawn in track(scored, "evaluate", total=own):
+    for sample, mask, label, maps in track(scored, "evaluate", total=own):
         metric.add(mask, label)
         if figures is not None:
             crop = protocol.crop if protocol is not None and protocol.mode == "center-crop" else None
             image = read_image(sample.image)
-            save_panel(figures / f"{sample.id}.png", image, label, mask, palette=palette, crop=crop, scores=drawn)
+            save_panel(figures / f"{sample.id}.png", image, label, mask, palette=palette, crop=crop, scores=maps)
     scores = metric.finish(total)
     if figures is not None and get_rank() == 0:
         save_confusion(figures / "confusion.png", scores["confusion"], classes)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of either."""
+"""Atomic file writes: a reader sees the old file or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` for writing and rename it to ``path`` when the block ends well."""
+    """Open a temporary file beside ``path`` for writing, and rename it to ``path`` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # the temporary file's name would tell a user nothing
+        error.filename = str(path)  # the user does not know the temporary file
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Finding out what a dataset is: layout, classes, ignore index."""
+"""Describing a dataset: its layout, classes and ignore index."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from sslseg.data.description import DatasetDescription, Listing
-from sslseg.data.files import INDEX_VALUES, palette_colors, read_raw_mask
 from sslseg.data.labels import IGNORE_INDEX, WIDE_IGNORE_INDEX, Color, color_map, default_palette
 from sslseg.data.layouts import Facts, detect, layout_module, list_samples
+from sslseg.data.reading import INDEX_VALUES, palette_colors, read_raw_mask
 from sslseg.errors import UserError
 from sslseg.files import write_text
 from sslseg.progress import track
@@ -27,10 +27,12 @@ COLOR_FILE = "class_dict.csv"
 
 @dataclass(frozen=True)
 class Findings:
-    """A dataset's description and what was seen on the way.
+    """A dataset's description, and what was found out about it.
 
-    ``pixels`` counts raw mask values 0..65535 in ``masks`` sampled masks (all zero where masks are colour-coded);
-    ``guessed`` tells that nobody gave the ignore index.
+    Attributes:
+        pixels: number of pixels of each raw value 0..65535 in the sampled masks; zeros where masks are color-coded.
+        masks: number of sampled masks.
+        guessed: whether the ignore index is a guess.
     """
 
     description: DatasetDescription
@@ -54,7 +56,7 @@ def describe(
     """Describe the dataset at ``data`` from its folders and from a sample of its masks.
 
     Raises:
-        UserError: no layout fits, there is no mask to learn the classes from, or names and masks disagree.
+        UserError: no layout fits, no image has a mask, or names and masks disagree.
     """
     root = data.absolute()
     kind = detect(root) if layout_name == "auto" else layout_name
@@ -67,10 +69,10 @@ def describe(
     else:
         facts = Facts()
     folder = root.parent if kind == "pairs" else root
-    # Stand-in classes until the masks have told how many there are.
-    stand_in = facts.classes or ("class_0", "class_1")
+    # Placeholders until the masks show how many classes there are.
+    placeholders = facts.classes or ("class_0", "class_1")
     draft = DatasetDescription(
-        kind, str(folder), name or root.stem, stand_in, tuple(color_map(len(stand_in))), None, options
+        kind, str(folder), name or root.stem, placeholders, color_map(len(placeholders)), None, options
     )
     listing = list_samples(draft)
     masks = _sample_masks(listing)
@@ -82,7 +84,7 @@ def describe(
         pixels = _count_values(masks)
     values = [int(value) for value in np.flatnonzero(pixels)]
     if facts.classes is None and ignore_index is None and values == [0, IGNORE_INDEX] and len(names or "ab") == 2:
-        # Black and white masks of one object: 255 is its class there, not a mark of missing labels.
+        # Black and white masks of one object: here 255 is a class, not the ignore index.
         options |= dict(values=values)
         names = names or ["background", "foreground"]
     guessed = ignore_index is None and "values" not in options and facts.ignore_index is None
@@ -99,11 +101,11 @@ def _absolute(path: Path | None) -> str | None:
 
 
 def _sample_masks(listing: Listing) -> list[str]:
-    """Return up to ``SAMPLE`` mask files, evenly chosen; raise UserError if there is none."""
+    """Return up to ``SAMPLE`` mask files, evenly spaced; raise UserError if there are none."""
     masks = [sample.mask for sample in (*listing.train.values(), *listing.val.values()) if sample.mask is not None]
     if not masks:
         raise UserError(
-            "no image of the dataset has a mask, so there is nothing to learn from; add masks, or check --layout"
+            "no image of the dataset has a mask, so there is nothing to train on; add masks, or check --layout"
         )
     return [masks[index] for index in np.linspace(0, len(masks) - 1, min(SAMPLE, len(masks))).round().astype(int)]
 
@@ -122,13 +124,13 @@ def _count_values(masks: Sequence[str]) -> np.ndarray:
 
     pixels = np.zeros(INDEX_VALUES, np.int64)
     with ThreadPoolExecutor() as pool:
-        for values in track(pool.map(count, masks), "look at masks", total=len(masks)):
+        for values in track(pool.map(count, masks), "read masks", total=len(masks)):
             pixels += values
     return pixels
 
 
 def _names(root: Path, given: str | None) -> tuple[list[str] | None, list[Color] | None]:
-    """Return class names, and colours where ``class_dict.csv`` tells them: given ones first, then files of the dataset."""
+    """Return class names, ``given`` or from a file of the dataset, and the colors if that is ``class_dict.csv``."""
     if given is not None and not Path(given).is_file():
         return [name.strip() for name in given.split(",") if name.strip()], None
     paths = [Path(given)] if given is not None else [root / name for name in (*NAME_FILES, COLOR_FILE)]
@@ -145,7 +147,7 @@ def _names(root: Path, given: str | None) -> tuple[list[str] | None, list[Color]
 
 
 def _guess_ignore(pixels: np.ndarray, num_classes: int | None) -> int | None:
-    """Guess which raw value means "no label": 255 or 65535 where they occur, or the one right after the named classes."""
+    """Guess which raw value means "no label": 255 or 65535 if they occur, or the value right after the named classes."""
     values = np.flatnonzero(pixels)
     for value in (IGNORE_INDEX, WIDE_IGNORE_INDEX):
         if value in values and (num_classes is None or value >= num_classes):
@@ -155,7 +157,7 @@ def _guess_ignore(pixels: np.ndarray, num_classes: int | None) -> int | None:
 
 
 def _numbered(pixels: np.ndarray, ignore_index: int | None, root: Path) -> list[str]:
-    """Name as many classes as the masks' values need, counted without the ignore index."""
+    """Return one class name for each value that the masks need, the ignore index left out."""
     values = [int(value) for value in np.flatnonzero(pixels) if value != ignore_index]
     if len(values) < 2:
         raise UserError(
@@ -175,7 +177,7 @@ def toml_text(findings: Findings) -> str:
     """Return the text of ``sslseg.toml`` for a dataset."""
     found = findings.description
     lines = [
-        "# What `sslseg` takes as defaults in this folder; flags win. Written by `sslseg init`.",
+        "# Defaults of `sslseg` in this folder; flags override them. Written by `sslseg init`.",
         "",
         "[dataset]",
         f"layout = {json.dumps(found.layout)}",
@@ -196,7 +198,7 @@ def toml_text(findings: Findings) -> str:
         "[train]",
         '# method = "supervised"',
         '# model = "deeplabv3plus_r18s"   # a preset, or the path of your own mmseg config',
-        "# iters = 2000",
+        "# iterations = 2000",
         "# batch_size = 8",
         "# crop = 320",
         "",
@@ -209,12 +211,12 @@ def toml_text(findings: Findings) -> str:
 
 
 def write_toml(findings: Findings, path: Path, *, force: bool = False) -> Path:
-    """Write ``sslseg.toml``; an existing one only with ``force``.
+    """Write ``sslseg.toml``; overwrite an existing one only with ``force``.
 
     Raises:
         UserError: it exists and ``force`` is off.
     """
     if path.exists() and not force:
-        raise UserError(f"{path} exists; add --force to write it anew, or edit it")
+        raise UserError(f"{path} exists; add --force to overwrite it, or edit it")
     write_text(path, toml_text(findings))
     return path

@@ -1,18 +1,17 @@
-"""What an artefact says of itself."""
+"""The metadata of a split, a run, a checkpoint or a store."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from sslseg.artifacts import Artifact, identify, load_model
-from sslseg.run import METRICS, Run
-from sslseg.split import Split
+from sslseg.artifacts.find import Artifact, identify, load_model
+from sslseg.artifacts.run import Run
+from sslseg.splits.split import Split
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Return what a split, run, checkpoint or store tells, as JSON types with short keys, most telling first."""
+    """Return the metadata of a split, run, checkpoint or store as JSON types, the most important first."""
     artifact = identify(path)
     readers = dict(split=_split, run=_run, checkpoint=_checkpoint, store=_store)
     return dict(kind=artifact.kind) | readers[artifact.kind](artifact)
@@ -21,13 +20,13 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _split(artifact: Artifact) -> dict[str, Any]:
     split = Split.load(artifact.path)
     counts = {name: len(getattr(split, name)) for name in ("labeled", "unlabeled", "val")}
-    told = dict(seed=split.seed, ratio=split.ratio, strategy=split.strategy, family=split.family["name"])
+    origin = dict(seed=split.seed, ratio=split.ratio, strategy=split.strategy, family=split.family["name"])
     return dict(
         dataset=split.dataset.name,
         root=split.dataset.root,
         classes=list(split.dataset.classes),
         **counts,
-        **told,
+        **origin,
         sha256=split.sha256,
     )
 
@@ -45,24 +44,22 @@ def _run(artifact: Artifact) -> dict[str, Any]:
         labeled=len(split.labeled),
         unlabeled=len(split.unlabeled),
         **{key: value for key, value in record.items() if key not in ("status", "method", "format", "version")},
-        **_course(run, dataset["classes"]),
+        **_history(run, dataset["classes"]),
         stores=stores,
     )
 
 
-def _course(run: Run, classes: list[str]) -> dict[str, Any]:
-    """Return how what a method logs beside losses went: a few steps of each value; of values by class the latest."""
-    path = run.folder / METRICS
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    course: dict[str, list[str]] = {}
+def _history(run: Run, classes: list[str]) -> dict[str, Any]:
+    """Return the training curves of what a method logs beside losses: a few values of each, of those by class the latest."""
+    history: dict[str, list[str]] = {}
     by_class: dict[str, list[str]] = {}
-    for record in (record for record in records if "val" not in record):
+    for record in (record for record in run.metrics() if "val" not in record):
         for key, value in record.items():
             if isinstance(value, list):
-                by_class[key] = [f"{name} {share:.0%}" for name, share in zip(classes, value, strict=True)]
-            elif "loss" not in key and key not in ("step", "lr", "seconds_per_step"):
-                course.setdefault(key, []).append(f"{value:.4g} (step {record['step']})")
-    return {key: _some(values) for key, values in course.items()} | by_class
+                by_class[key] = [f"{name} {part:.0%}" for name, part in zip(classes, value, strict=True)]
+            elif "loss" not in key and key not in ("iteration", "lr", "seconds_per_iteration", "seconds_per_step"):
+                history.setdefault(key, []).append(f"{value:.4g} (iteration {record['iteration']})")
+    return {key: _some(values) for key, values in history.items()} | by_class
 
 
 def _some(values: list[str], number: int = 5) -> list[str]:
@@ -79,7 +76,7 @@ def _checkpoint(artifact: Artifact) -> dict[str, Any]:
     parameters = sum(value.numel() for value in model.state_dict.values())
     return dict(
         method=meta.pop("method"),
-        step=meta.pop("iter"),
+        iteration=meta.pop("iteration"),
         dataset=dataset["name"],
         classes=dataset["classes"],
         values=parameters,

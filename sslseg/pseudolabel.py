@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,36 +14,35 @@ from typing import Any
 import numpy as np
 from mmengine.dist import barrier, get_rank, get_world_size
 
-from sslseg.artifacts import Model, build_method
+from sslseg.artifacts.find import Model, build_method
 from sslseg.data.dataset import FixedBatches, ImageDataset, image_loader
 from sslseg.data.description import DatasetDescription, Sample
-from sslseg.data.files import read_image
 from sslseg.data.labels import ignore_value
 from sslseg.data.layouts.base import image_files
+from sslseg.data.reading import read_image
 from sslseg.distributed import on_main
 from sslseg.errors import Interrupted, UserError
-from sslseg.figures import heat, overlay, save_image, save_palette_png
+from sslseg.evaluation.figures import heat, overlay, save_image, save_palette_png
 from sslseg.files import sha256_file
 from sslseg.functional.confidence import confidence, normalized_entropy
-from sslseg.inference import Prediction, Protocol, predict_all
+from sslseg.inference import Prediction, Predictor, Protocol, predict_all
 from sslseg.progress import track
-from sslseg.registry import METHODS, import_mmseg
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
-from sslseg.store.format import DIRECT_MASKS, FLAW, FLAW_MAPS, MASKS, MODEL_MASKS, SCORE_KINDS
+from sslseg.store.format import BUILT_IN, MASKS, MapKind
 from sslseg.store.reliability import PERCENTILE, mark_reliable
 
 SCORES = {"confidence": confidence, "entropy": normalized_entropy}
-MODELS = "models"
-# What --scores may name, and the kinds of maps that this stores.
-NAMES = {name: (name,) for name in SCORES} | {FLAW: FLAW_MAPS, MODELS: MODEL_MASKS}
 
 
 @dataclass(frozen=True)
 class PseudolabelOptions:
-    """What goes into a store, and how it is predicted; by default all scores that the model gives.
+    """What goes into a store, and how it is predicted.
 
-    ``reliability`` is a percentile of the entropy, such as ``q80``: pixels above it are marked as unreliable.
-    ``decouple`` is the number of most similar labelled images that each image is mixed with; 0: none.
+    Attributes:
+        scores: names of what is stored beside the masks (``map_names``); None: all that the model gives by default.
+        predictor: a name among the method's ``predictors``; None: its first one.
+        references: how many labeled images each image is compared with; None: the predictor's default.
+        reliability: a percentile of the entropy, such as ``q80``: pixels above it are marked as unreliable.
     """
 
     scores: tuple[str, ...] | None = None
@@ -53,22 +52,20 @@ class PseudolabelOptions:
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
     reliability: str | None = None
-    decouple: int = 0
+    predictor: str | None = None
+    references: int | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.scores or ()) - set(NAMES))
-        if unknown:
-            raise UserError(f"--scores {','.join(unknown)} is unknown; use {', '.join(NAMES)}")
         if self.protocol.mode == "center-crop":
             raise UserError("a store holds whole masks, so center-crop cannot make one; use --mode whole or slide")
         if self.reliability is not None:
             found = PERCENTILE.fullmatch(self.reliability)
             if found is None or not 0 < float(found[1]) <= 100:
                 raise UserError(
-                    f"--reliability {self.reliability!r} is not understood; write a percentile between q0 and q100, such as q80"
+                    f"--reliability {self.reliability!r} is not a percentile; write one between q0 and q100, such as q80"
                 )
             if self.scores is not None and "entropy" not in self.scores:
-                raise UserError("--reliability goes by the entropy; let --scores name it, too")
+                raise UserError("--reliability needs the entropy; add it to --scores")
             if self.shard != (0, 1):
                 raise UserError(
                     "--reliability needs the pixels of all shards; join them with `sslseg merge`, then run"
@@ -84,17 +81,19 @@ def pseudolabel(
     *,
     description: DatasetDescription,
     provenance: dict[str, Any],
-    references: Sequence[Sample] = (),
+    labeled: Sequence[Sample] = (),
 ) -> Path:
-    """Predict ``samples`` into the store at ``path`` and return it; every rank takes its batches, rank 0 finishes.
+    """Predict ``samples`` into the store at ``path`` and return it; every rank predicts its batches, rank 0 finishes.
 
-    ``references`` are the labelled images that ``options.decouple`` mixes with.
+    Prediction and writing overlap: the writer compresses on its own thread. Which images share a batch is fixed by their
+    order alone, so ranks, shards and resumed runs write what a single uninterrupted process would.
 
-    Prediction and writing overlap: the writer compresses on a thread of its own. Which images share a batch is fixed
-    by their order alone, so ranks, shards and resumed runs write what a single uninterrupted process would.
+    Args:
+        provenance: further entries of the store's provenance.
+        labeled: the labeled images, for a predictor that compares with them.
 
     Raises:
-        UserError: a store is there already, ``resume`` meets one of other provenance, or the model's method does not mix.
+        UserError: a store is there already, ``resume`` finds one of other provenance, or the model cannot give what is asked for.
     """
     if not samples:
         raise UserError("there is no image to predict; choose another --subset or --images folder")
@@ -107,11 +106,8 @@ def pseudolabel(
     if options.resume and path.exists():
         _mark(path, options)
         return path
-    kinds = stored_kinds(model, options.scores) + ((DIRECT_MASKS,) if options.decouple else ())
-    if options.decouple and not METHODS.get(model.meta["method"]).mixes:
-        raise UserError(
-            f"--decouple: method {model.meta['method']} has not learned from mixtures of images; leave it out"
-        )
+    predictor = predictor_class(model, options)
+    kinds = stored_kinds(predictor, options.scores)
     positions = [index for batch in batches for index in batch]
     open_writer = functools.partial(
         StoreWriter,
@@ -124,12 +120,12 @@ def pseudolabel(
     )
     # Rank 0 makes the folder of segments, the others join.
     writer = on_main(open_writer) or open_writer(rank=get_rank())
-    # Nobody writes before every rank has read which ids are done, or they would share out different lists.
+    # Nobody writes before every rank has read which ids are done, or they would divide different lists.
     barrier()
-    with _told_how_to_resume(path), writer:
+    with _resumable(path), writer:
         left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
         mine = left[get_rank() :: get_world_size()]
-        for sample, prediction in _predict(model, samples, mine, options, description, references):
+        for sample, prediction in _predict(model, predictor, samples, mine, options, description, labeled):
             writer.add(sample["data_samples"].sample_id, **_arrays(prediction, kinds))
     barrier()
     on_main(writer.finalize)
@@ -143,7 +139,7 @@ def _mark(path: Path, options: PseudolabelOptions) -> None:
 
 
 @contextlib.contextmanager
-def _told_how_to_resume(path: Path) -> Iterator[None]:
+def _resumable(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
@@ -154,38 +150,59 @@ def _told_how_to_resume(path: Path) -> Iterator[None]:
 
 def _predict(
     model: Model,
+    predictor: type[Predictor],
     samples: Sequence[Sample],
     batches: list[list[int]],
     options: PseudolabelOptions,
     description: DatasetDescription,
-    references: Sequence[Sample],
+    labeled: Sequence[Sample],
 ) -> Iterator[tuple[dict[str, Any], Prediction]]:
     if not batches:
         return
     dataset = ImageDataset(samples, description=description, labeled=False)
     loader = image_loader(dataset, batches, workers=options.workers)
-    method = build_method(model)
-    if options.decouple:
-        labeled = ImageDataset(references, description=description, labeled=False)
-        predictor = method.guided_predictor(options.protocol, labeled, number=options.decouple)
-    else:
-        predictor = method.predictor(options.protocol)
-    predictions = predict_all(predictor, loader)
-    yield from track(predictions, "predict", total=sum(map(len, batches)))
+    more: dict[str, Any] = {}
+    if predictor.number_of_references:
+        more["references"] = ImageDataset(labeled, description=description, labeled=False)
+        more["number"] = options.references or predictor.number_of_references
+    made = predictor.of(build_method(model), options.protocol, **more)
+    yield from track(predict_all(made, loader), "predict", total=sum(map(len, batches)))
 
 
-def stored_kinds(model: Model, scores: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the kinds of maps that a store of ``model`` gets; raise UserError if it cannot give one that was asked for."""
-    import_mmseg()
-    given = (*SCORES, *METHODS.get(model.meta["method"]).maps)
-    names = [name for name in NAMES if name != MODELS and set(NAMES[name]) <= set(given)] if scores is None else scores
-    for name in names:
-        if not set(NAMES[name]) <= set(given):
-            raise UserError(f"--scores {name}: a model of method {model.meta['method']} does not give it; leave it out")
-    return (MASKS, *(kind for name in names for kind in NAMES[name]))
+def predictor_class(model: Model, options: PseudolabelOptions) -> type[Predictor]:
+    """Return the predictor that the options name; UserError where the model's method has no such one."""
+    known: dict[str, type[Predictor]] = model.method.predictors
+    name = options.predictor or next(iter(known))
+    if name not in known:
+        raise UserError(
+            f"--predictor {name!r}: a model of method {model.meta['method']} has {', '.join(known)}; name one of them"
+        )
+    if options.references is not None and not known[name].number_of_references:
+        raise UserError(f"--references: predictor {name!r} does not compare with labeled images; leave it out")
+    return known[name]
 
 
-def _arrays(prediction: Prediction, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+def map_name(kind: str) -> str:
+    """Return the name by which ``--scores`` asks for a kind of map: its first part, without ``_maps``."""
+    return kind.split("/")[0].removesuffix("_maps")
+
+
+def stored_kinds(predictor: type[Predictor], scores: Sequence[str] | None) -> dict[str, MapKind]:
+    """Return the kinds of maps that a store gets; raise UserError if the predictor does not give one that was asked for."""
+    given = {kind: BUILT_IN[kind] for kind in SCORES} | predictor.maps
+    names = {map_name(kind) for kind in given}
+    for name in scores or ():
+        if name not in names:
+            raise UserError(
+                f"--scores {name}: the model does not give it; it gives {', '.join(sorted(names))}, or none"
+            )
+    chosen = {
+        kind: how for kind, how in given.items() if (not how.on_request if scores is None else map_name(kind) in scores)
+    }
+    return {MASKS: BUILT_IN[MASKS]} | chosen
+
+
+def _arrays(prediction: Prediction, kinds: Iterable[str]) -> dict[str, np.ndarray]:
     """Return the maps of one image on the CPU."""
     scores = {kind: SCORES[kind](prediction.probabilities[None])[0] for kind in kinds if kind in SCORES}
     others = {kind: found for kind, found in prediction.maps.items() if kind in kinds}
@@ -196,12 +213,13 @@ def _arrays(prediction: Prediction, kinds: Sequence[str]) -> dict[str, np.ndarra
 
 def make_header(model: Model, options: PseudolabelOptions, provenance: dict[str, Any], *, total: int) -> StoreHeader:
     """Return the header of a store that ``model`` makes."""
-    told = dict(
+    asked = {key: getattr(options, key) for key in ("predictor", "references") if getattr(options, key) is not None}
+    record = dict(
         checkpoint=str(model.checkpoint.resolve()),
-        step=model.meta["iter"],
+        iteration=model.meta["iteration"],
         protocol=str(options.protocol),
         batch_size=options.batch_size,
-        **(dict(decouple=options.decouple) if options.decouple else {}),
+        **asked,
         **provenance,
     )
     dataset = model.meta["dataset"]
@@ -214,7 +232,7 @@ def make_header(model: Model, options: PseudolabelOptions, provenance: dict[str,
         checkpoint_sha256=sha256_file(model.checkpoint),
         config_sha256=hashlib.sha256(model.meta["config"].encode()).hexdigest(),
         split_sha256=model.meta["split_sha256"],
-        provenance=json.dumps(told, sort_keys=True),
+        provenance=json.dumps(record, sort_keys=True),
         shard="{}/{}".format(*options.shard),
     )
 
@@ -228,7 +246,7 @@ def export_png(store: StoreReader, samples: Sequence[Sample], folder: Path) -> N
         image = read_image(by_id[name].image)
         save_image(folder / "overlays" / f"{name}.jpg", overlay(image, mask, store.palette))
         for kind in store.kinds:
-            if kind in SCORE_KINDS:
+            if store.kinds[kind].encoding == "score-map":
                 save_image(folder / kind / f"{name}.jpg", heat(image, store.score(kind, name)))
             elif kind != MASKS:
                 save_palette_png(folder / kind / f"{name}.png", store.stored(kind, name), store.palette)
@@ -238,5 +256,5 @@ def folder_samples(folder: Path) -> list[Sample]:
     """Return every image under ``folder``; raise UserError if there is none."""
     images = image_files(folder) if folder.is_dir() else {}
     if not images:
-        raise UserError(f"--images {folder} holds no image; give a folder of images")
+        raise UserError(f"--images {folder} holds no images; give a folder of images")
     return [Sample(name, path) for name, path in images.items()]

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sslseg.artifacts import Model, check_classes, find_model, identify, load_model
-from sslseg.config import config_names
-from sslseg.data.pseudo import PseudoMasks
+from sslseg.artifacts.find import Model, check_classes, find_model, identify, load_model
+from sslseg.artifacts.run import Run
+from sslseg.config.build import TrainOptions
+from sslseg.config.files import load_method, load_named, method_class, method_names
+from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.inference import Protocol
 from sslseg.progress import note
 from sslseg.pseudolabel import SCORES, PseudolabelOptions, pseudolabel
-from sslseg.run import Run
-from sslseg.split import Split
+from sslseg.settings import settings_of
+from sslseg.splits.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.keep import resolve
-from sslseg.train import TrainOptions, train
+from sslseg.store.filters import resolve
+from sslseg.store.format import RELIABLE
+from sslseg.train import train
 
-METHOD, STUDENT = "three-stage", "self-training"
+STAGE = "stage"  # the setting of methods that refine in numbered stages
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,19 @@ class Input:
     store: StoreReader
     model: Model
 
-    @functools.cached_property
-    def config(self) -> Any:
-        """The config of the run that trained the model."""
-        from mmengine.config import Config
-
-        return Config.fromstring(self.model.meta["config"], file_format=".py")
-
     @property
     def next_stage(self) -> int:
-        """One more than the stage that made the store; what was not refined is stage 1."""
-        return int(self.config.method.get("stage", 1)) + 1
+        """One more than the stage of the model; a model that was not refined is stage 1."""
+        return int(self.model.config.method.get(STAGE, 1)) + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The method that refines, its class, and its stage where it has stages."""
+
+    method: str
+    cls: Any
+    stage: int | None
 
 
 def find_input(source: str | Path) -> Input:
@@ -62,17 +66,51 @@ def find_input(source: str | Path) -> Input:
     return Input(StoreReader(path), find_model(path))
 
 
-def method_of(stage: int | None) -> str:
-    """Return the method that refines: a stage's, or that of a student without stages."""
-    return STUDENT if stage is None else METHOD
+def plan(
+    given: Input,
+    *,
+    method: str | None = None,
+    config: str | None = None,
+    stage: int | None = None,
+    weight: str | None = None,
+) -> Plan:
+    """Choose how to learn from a store.
+
+    The method that made the store names the methods that can (``SemiSegmentor.refiners``); the first that fits is taken. A
+    stage needs a method with stages; a weight, or a store in which unreliable pixels are marked, a method that takes weights.
+
+    Args:
+        method, config: take this one instead.
+        stage: by default one more than that of the model.
+
+    Raises:
+        UserError: no method fits.
+    """
+    if stage is not None and weight is not None:
+        raise UserError("--weight needs a method without stages; leave --stage or --weight out")
+    marked = stage is None and given.store.has(RELIABLE)
+    chosen = method or (Path(config).stem if config else None)
+    names = given.model.method.refiners if chosen is None else (chosen,)
+    for name in names:
+        cls = method_class(load_named(config) if config else load_method(name))
+        if not cls.needs_pseudo_masks:
+            raise UserError(f"method {name!r} does not learn from a store; use `sslseg train`")
+        staged = STAGE in settings_of(cls)
+        can_weight = cls.takes_weights or not (weight is not None or (marked and chosen is None))
+        if can_weight and (staged or stage is None):
+            return Plan(name, cls, (stage or given.next_stage) if staged else None)
+    reason = (
+        f"--stage {stage}" if stage is not None else f"--weight {weight}" if weight is not None else "--reliability"
+    )
+    raise UserError(f"{reason}: {' or '.join(names)} cannot use it; leave it out, or name another method with --method")
 
 
-def run_name(given: Input, stage: int | None) -> str:
-    """Return the name of a run directory: that of the run before it, with the stage (or ``student``) for its method."""
+def run_name(given: Input, chosen: Plan) -> str:
+    """Return the name of a run directory: that of the run before it, with the stage or the refining method for its method."""
     before = given.model.run.folder.absolute().name if given.model.run is not None else given.model.checkpoint.stem
-    methods = "|".join({re.escape(name.split("/")[0]) for name in config_names()})
+    methods = "|".join(map(re.escape, method_names()))
     rest = re.sub(rf"^(stage[0-9]+|student|{methods})-", "", before)
-    return f"student-{rest}" if stage is None else f"stage{stage}-{rest}"
+    return f"{chosen.method if chosen.stage is None else f'stage{chosen.stage}'}-{rest}"
 
 
 def refine(
@@ -81,7 +119,8 @@ def refine(
     folder: Path,
     options: TrainOptions,
     *,
-    stage: int | None,
+    stage: int | None = None,
+    method: str | None = None,
     keep: Sequence[str] = (),
     weight: str | None = None,
     which: str = "best",
@@ -93,9 +132,9 @@ def refine(
     store holds the same images as the old one, predicted in the same way.
 
     Args:
-        stage: of three-stage self-training; None: a fresh student of the stored masks (``methods.self_training``).
-        keep: filters on the stored masks (``sslseg.store.keep``).
-        weight: the score by which a student weights each stored pixel.
+        stage, method: how to learn from the store; by default what ``plan`` chooses.
+        keep: filters on the stored masks (``sslseg.store.filters``).
+        weight: the score by which each stored pixel is weighted.
         which: the checkpoint, ``best`` or ``last``, that predicts the new store.
 
     Raises:
@@ -105,16 +144,19 @@ def refine(
 
     launch(options.launcher, options.device)
     store = given.store
+    chosen = plan(given, method=method, config=options.config, stage=stage, weight=weight)
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
-    check_images(store, split, labeled=stage is not None)
+    check_images(store, split, labeled="train" in chosen.cls.views)
     filters = resolve(keep, store)
     for kept in filters:
         note(f"--keep {kept.text}: {kept.share:.1%} of the stored pixels")
     masks = PseudoMasks(store, filters, weight=weight)
-    told = dict(stage=stage, store=str(store.path.resolve()), pseudo_masks=masks.to_dict())
-    assignments = options.assignments if stage is None else {"method.stage": stage} | options.assignments
-    stage_options = replace(options, method=method_of(stage), assignments=assignments)
-    run = train(split, folder, stage_options, base=given.config, pseudo_masks=masks, notes=told)
+    notes: dict[str, Any] = dict(store=str(store.path.resolve()), pseudo_masks=masks.to_dict())
+    stage_options = replace(options, method=chosen.method)
+    if chosen.stage is not None:
+        notes[STAGE] = chosen.stage
+        stage_options = replace(stage_options, assignments={f"method.{STAGE}": chosen.stage} | options.assignments)
+    run = train(split, folder, stage_options, base=given.model.config, pseudo_masks=masks, notes=notes)
     target = run.stores / store.path.name
     if options.dry_run:
         return run, target
@@ -134,14 +176,14 @@ def refine(
         ),
         description=split.dataset,
         provenance=dict(
-            subset=provenance.get("subset"), data=split.dataset.root, stage=stage, learned_from=masks.to_dict()
+            subset=provenance.get("subset"), data=split.dataset.root, stage=chosen.stage, learned_from=masks.to_dict()
         ),
     )
     return run, target
 
 
 def check_images(store: StoreReader, split: Split, *, labeled: bool) -> None:
-    """Refuse a store of another split or of too few images; tell when ``labeled`` images have no stored mask."""
+    """Refuse a store of another split or of too few images; note when ``labeled`` images have no stored mask."""
     if store.header.split_sha256 != split.sha256:
         raise IncompatibleError(
             f"store {store.path} was made with another split; give --split with the one it belongs to"
@@ -150,18 +192,18 @@ def check_images(store: StoreReader, split: Split, *, labeled: bool) -> None:
     strange = next((name for name in store.ids if name not in known), None)
     if strange is not None:
         raise UserError(
-            f"store {store.path} holds {strange!r}, which is no image of the split; make one with --subset train"
+            f"store {store.path} holds {strange!r}, which is not an image of the split; make one with --subset train"
         )
     for subset in ("unlabeled", "labeled"):
         samples = split.samples(subset)
         missing = [sample.id for sample in samples if sample.id not in store]
         if missing and subset == "unlabeled":
             raise UserError(
-                f"store {store.path} lacks {len(missing)} of {len(samples)} unlabelled images, such as {missing[0]!r};"
+                f"store {store.path} lacks {len(missing)} of {len(samples)} unlabeled images, such as {missing[0]!r};"
                 " make one with `sslseg pseudolabel --subset train`"
             )
         if missing and labeled:
             note(
-                f"the store has no masks of {len(missing)} labelled images, on which Task 2 therefore learns nothing;"
-                " the paper stores them, too: `sslseg pseudolabel --subset train`"
+                f"the store has no masks of {len(missing)} labeled images, so nothing is learned from stored masks there;"
+                " to store them, too: `sslseg pseudolabel --subset train`"
             )

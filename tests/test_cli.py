@@ -47,13 +47,13 @@ def test_help_is_quick() -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_and_option_is_documented(name: str) -> None:
-    """The tables come from the program; `python tools/command_tables.py` writes them anew."""
+    """The tables come from the program; `make docs-tables` rewrites them."""
     sys.path.insert(0, str(DOCS.parent / "tools"))
-    from command_tables import updated
+    from tables import pages
 
-    text = (DOCS / "commands" / f"{name}.md").read_text()
-    command = COMMANDS[name]
-    assert text == updated(text, command), "run tools/command_tables.py"
+    path = DOCS / "commands" / f"{name}.md"
+    text, command = path.read_text(), COMMANDS[name]
+    assert text == pages()[path], "run `make docs-tables`"
     assert command.help
     for parameter in command.params:
         assert parameter.name == "help" or parameter.help, f"{name}: {parameter.name} has no help"
@@ -113,14 +113,14 @@ def test_every_commands_json_parses_and_names_its_path(
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (UserError("x.png is wrong; mend it"), 2, "error: x.png is wrong; mend it"),
+        (UserError("x.png is wrong; fix it"), 2, "error: x.png is wrong; fix it"),
         (OSError(errno.ENOSPC, "full", "a.h5"), 2, "cannot write a.h5: no space left"),
         (OSError(errno.EROFS, "ro", "a.h5"), 2, "read-only"),
         (PermissionError(errno.EACCES, "no", "a.h5"), 2, "permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (Interrupted("saved at step 3"), 130, "saved at step 3"),
+        (Interrupted("saved at iteration 3"), 130, "saved at iteration 3"),
         (typer.BadParameter("no such thing"), 2, "no such thing"),
-        (RuntimeError("bug"), 1, "fault of sslseg"),
+        (RuntimeError("bug"), 1, "internal error"),
     ],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str) -> None:
@@ -144,14 +144,14 @@ def test_a_damaged_image_met_in_training_is_one_line(
     shutil.copytree(toy_folder, tmp_path / "toy")
     sslseg("split", "--data", "toy", "--count", "16")
     (tmp_path / "toy" / "images" / "train" / "003.png").write_bytes(b"junk")
-    done = sslseg("train", "--iters", "8", "--batch-size", "4", "--crop", "48", "--workers", workers)
+    done = sslseg("train", "--iterations", "8", "--batch-size", "4", "--crop", "48", "--workers", workers)
     assert (done.code, done.out) == (2, "")
     assert "003.png cannot be decoded" in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
 
 
 def test_wrong_usage_is_one_line(sslseg: Sslseg) -> None:
-    for arguments in (("trian",), ("train", "--iters", "many"), ("split", "--nope"), ("merge", "a.h5")):
+    for arguments in (("trian",), ("train", "--iterations", "many"), ("split", "--nope"), ("merge", "a.h5")):
         done = sslseg(*arguments)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
         assert "Traceback" not in done.err
@@ -180,7 +180,7 @@ def test_an_empty_folder_is_enough_to_try_a_pipeline(
     monkeypatch.chdir(tmp_path)
     done = sslseg("train", *SHORT, "--val-interval", "9")
     assert done.path == Path("runs/supervised-shapes-1_8-seed0")
-    assert "made splits/shapes-1_8-seed0/split.json, in which one image in eight" in done.err
+    assert "made splits/shapes-1_8-seed0/split.json, in which 1/8 of the built-in synthetic dataset" in done.err
     again = sslseg("train", *SHORT, "--method", "cutmix", "--dry-run")
     assert "made splits" not in again.err
     (tmp_path / "sslseg.toml").write_text('[dataset]\nlayout = "folder"\nroot = "."\nclasses = ["a", "b"]\n')

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from sslseg.functional.consistency import cross_entropy, mean, sigmoid_rampup, squared_error
+from sslseg.functional.consistency import cross_entropy, mean, squared_error
 from sslseg.functional.geometry import warp
 from sslseg.functional.mixing import class_masks, paste, rectangles
+from sslseg.functional.schedule import sigmoid_rampup
 
 
 def slow_warp(image: torch.Tensor, matrix: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
@@ -62,8 +63,8 @@ def test_rectangles_cover_half_the_image(size: tuple[int, int]) -> None:
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "not one full rectangle"
         assert mask.sum() == len(rows) * len(columns)
-    shares = masks.float().mean(dim=(1, 2, 3))
-    assert (shares - 0.5).abs().max() < 0.04  # whole pixels only
+    areas = masks.float().mean(dim=(1, 2, 3))
+    assert (areas - 0.5).abs().max() < 0.04  # whole pixels only
     heights = masks.any(dim=3).float().mean(dim=(1, 2))
     assert heights.min() < 0.55
     assert heights.max() > 0.95
@@ -95,16 +96,16 @@ def test_paste_takes_the_rest_from_the_next_image() -> None:
         assert (mixed[index, :, 2:] == (index + 1) % 3).all()
 
 
-def test_cross_entropy_counts_only_what_counts() -> None:
+def test_distances_average_over_valid_pixels_only() -> None:
     torch.manual_seed(3)
     logits, targets = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5).softmax(1)
     classes = torch.randint(0, 4, (2, 3, 5))
-    counted = torch.rand(2, 3, 5) < 0.6
+    valid = torch.rand(2, 3, 5) < 0.6
     soft, hard, squares, number = 0.0, 0.0, 0.0, 0
     for n in range(2):
         for y in range(3):
             for x in range(5):
-                if counted[n, y, x]:
+                if valid[n, y, x]:
                     p = [math.exp(v) for v in logits[n, :, y, x].tolist()]
                     p = [v / sum(p) for v in p]
                     t = targets[n, :, y, x].tolist()
@@ -112,12 +113,12 @@ def test_cross_entropy_counts_only_what_counts() -> None:
                     hard -= math.log(p[classes[n, y, x]])
                     squares += sum((a - b) ** 2 for a, b in zip(p, t, strict=True)) / 4
                     number += 1
-    assert float(cross_entropy(logits, targets, counted)) == pytest.approx(soft / number, rel=1e-5)
-    assert float(cross_entropy(logits, classes, counted)) == pytest.approx(hard / number, rel=1e-5)
-    assert float(squared_error(logits, targets, counted)) == pytest.approx(squares / number, rel=1e-5)
+    assert float(cross_entropy(logits, targets, valid)) == pytest.approx(soft / number, rel=1e-5)
+    assert float(cross_entropy(logits, classes, valid)) == pytest.approx(hard / number, rel=1e-5)
+    assert float(squared_error(logits, targets, valid)) == pytest.approx(squares / number, rel=1e-5)
 
 
-def test_nothing_to_count_gives_zero_and_a_gradient_without_nan() -> None:
+def test_without_valid_pixels_the_mean_is_zero_and_its_gradient_not_nan() -> None:
     logits = torch.full((1, 2, 2, 2), torch.inf, requires_grad=True)
     values = logits.sum(1)
     result = mean(values, torch.zeros(1, 2, 2))

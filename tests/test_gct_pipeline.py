@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sslseg.config import load
-from sslseg.data.pseudo import PseudoMasks
-from sslseg.split import Split
+from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.files import load
+from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.splits.split import Split
 from sslseg.store import StoreReader, verify_store
-from sslseg.store.keep import resolve
-from sslseg.train import TrainOptions, build_config
+from sslseg.store.filters import resolve
 from tests.conftest import SHORT, Sslseg
+from tests.methods.conftest import build
 
 KINDS = ("masks", "confidence", "flaw_maps/left", "flaw_maps/right", "model_masks/left", "model_masks/right")
 
@@ -27,15 +29,15 @@ def run(workspace: Path, sslseg: Sslseg) -> Path:
 
 def test_the_steps_follow_each_other(run: Path, sslseg: Sslseg) -> None:
     path = sslseg(
-        "pseudolabel", "--scores", "confidence,flaw,models", "--workers", "0", "--export-png", "pictures"
+        "pseudolabel", "--scores", "confidence,flaw,model_masks", "--workers", "0", "--export-png", "pictures"
     ).path
     store = StoreReader(path)
-    assert store.kinds == KINDS
+    assert tuple(store.kinds) == KINDS
     assert store.scores == ("confidence", "flaw")
     assert verify_store(path)["kinds"] == list(KINDS)
     name = store.ids[0]
     left, right = (store.score(f"flaw_maps/{side}", name) for side in ("left", "right"))
-    assert np.array_equal(store.flaw(name), np.minimum(left, right))
+    assert np.array_equal(store.score("flaw", name), np.minimum(left, right))
     masks = [store.stored(f"model_masks/{side}", name) for side in ("left", "right")]
     assert ((store.mask(name) == masks[0]) | (store.mask(name) == masks[1])).all()
     assert np.array_equal(store.mask(name)[left < right], masks[0][left < right])
@@ -46,11 +48,11 @@ def test_the_steps_follow_each_other(run: Path, sslseg: Sslseg) -> None:
     assert 0 <= scores["error_detection"]["flaw"]["auroc"] <= 1
     assert next(Path("figures").glob("0*.png")).exists()
 
-    done = sslseg("refine", path, "--keep", "flaw<=q50", "--iters", "2")
-    assert done.path == Path("runs/student-toy-4")
+    done = sslseg("refine", path, "--keep", "flaw<=q50", "--iterations", "2")
+    assert done.path == Path("runs/self-training-toy-4")
     record = json.loads((done.path / "run.json").read_text())
-    assert (record["method"], record["stage"]) == ("SelfTraining", None)
-    assert StoreReader(done.path / "stores" / "unlabeled.h5").kinds == ("masks", "confidence")
+    assert (record["method"], "stage" in record) == ("SelfTraining", False)
+    assert StoreReader(done.path / "stores" / "unlabeled.h5").kinds.keys() == {"masks", "confidence"}
     assert load(done.path / "config.py").pseudo_masks.keep[0].keep == "flaw<=q50"
     assert sslseg("eval", done.path).code == 0
     # A student has no flaw maps; the stages can follow it, or any other store.
@@ -60,24 +62,24 @@ def test_the_steps_follow_each_other(run: Path, sslseg: Sslseg) -> None:
 
 def test_pixels_weigh_what_the_flaw_maps_leave(run: Path, toy_split: Split, sslseg: Sslseg) -> None:
     store = StoreReader(sslseg("pseudolabel", "--workers", "0").path)
-    assert store.kinds == ("masks", "confidence", "entropy", "flaw_maps/left", "flaw_maps/right")
+    assert tuple(store.kinds) == ("masks", "confidence", "entropy", "flaw_maps/left", "flaw_maps/right")
     name = store.ids[0]
     shape = store.mask(name).shape
-    for score, expected in (("flaw", 1 - store.flaw(name)), ("confidence", store.confidence(name))):
+    for score, expected in (("flaw", 1 - store.score("flaw", name)), ("confidence", store.confidence(name))):
         weights = PseudoMasks(store, weight=score).read_weight(name, shape) / 65535
         np.testing.assert_allclose(weights, expected, atol=1e-6)
-    threshold = float(np.median(store.flaw(name)))
+    threshold = float(np.median(store.score("flaw", name)))
     mask = PseudoMasks(store, resolve([f"flaw<={threshold:.4f}"], store)).read(name, shape)
-    assert np.array_equal(mask == 255, ~(store.flaw(name) <= np.float32(f"{threshold:.4f}")))
-    done = sslseg("refine", "--weight", "flaw", "--iters", "2").path
+    assert np.array_equal(mask == 255, ~(store.score("flaw", name) <= np.float32(f"{threshold:.4f}")))
+    done = sslseg("refine", "--weight", "flaw", "--iterations", "2").path
     assert load(done / "config.py").pseudo_masks.weight == "flaw"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--weight", "flaw", "--stage", "2"), "--weight belongs to a student"),
-        (("--no-ema",), "--no-ema belongs to a stage"),
+        (("--weight", "flaw", "--stage", "2"), "--weight needs a method without stages"),
+        (("--set", "method.decays=[]"), "method.decays is not a setting of SelfTraining"),
         (("--weight", "depth"), "holds confidence, entropy, flaw"),
         (("--keep", "flaw<0"), "keeps no pixel"),
         (("--keep", "flow<0.6"), "confidence, entropy, flaw"),
@@ -88,16 +90,15 @@ def test_what_does_not_fit_is_one_line(run: Path, sslseg: Sslseg, arguments: tup
     done = sslseg("refine", *arguments)
     assert done.code == 2
     assert message in done.err.splitlines()[-1]
-    assert not Path("runs/student-toy-4").exists()
+    assert not Path("runs/self-training-toy-4").exists()
 
 
 def test_a_model_without_a_detector_gives_no_flaw(workspace: Path, sslseg: Sslseg) -> None:
     assert sslseg("train", *SHORT).code == 0
     done = sslseg("pseudolabel", "--scores", "flaw")
     assert done.code == 2
-    assert "Supervised does not give it" in done.err
-    assert sslseg("train", "--method", "gct", "--flaw-detector", *SHORT).code == 2
-    detector = sslseg("train", "--method", "mean-teacher", "--flaw-detector", *SHORT).path
+    assert "the model does not give it; it gives confidence, entropy" in done.err
+    detector = sslseg("train", "--config", "mean-teacher/default_flaw_detector", *SHORT).path
     assert "detector.layers.0.weight" in torch.load(detector / "checkpoints/last.pth", weights_only=True)["state_dict"]
 
 
@@ -112,11 +113,19 @@ def test_two_architectures_and_the_exported_left_one(workspace: Path, sslseg: Ss
 
 
 def test_lengths_in_images_and_epochs(toy_split: Split) -> None:
+    def rampup(config: Any) -> float:
+        method = build("GCT", rampup=config.method.rampup)
+        method.begin_training(config.schedule.iterations, config.schedule.iterations_per_epoch)
+        return method.fraction(method.rampup)
+
     config = build_config(toy_split, TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none"))
-    assert config.schedule.iters == 200_000 // 4
-    assert config.method.rampup == pytest.approx(3 * 6 / 50_000)  # 12 unlabelled images, 2 a step
-    assert "rampup_epochs" not in config.method
-    own = TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none", iters=90)
-    assert build_config(toy_split, own).method.rampup == pytest.approx(3 * 6 / 90)
-    baseline = TrainOptions(config="supervised/gct_voc_deeplabv2", pretrained="none")
-    assert build_config(toy_split, baseline).schedule.iters == 100_000
+    assert config.schedule.iterations == 200_000 // 4
+    assert rampup(config) == pytest.approx(3 * 6 / 50_000)  # 12 unlabeled images, 2 per iteration
+    own = TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none", iterations=90)
+    assert rampup(build_config(toy_split, own)) == pytest.approx(3 * 6 / 90)
+    baseline = TrainOptions(config="supervised/voc_gct_deeplabv2", pretrained="none")
+    assert build_config(toy_split, baseline).schedule.iterations == 100_000
+    # An epoch is one pass over the unlabeled images, for every method.
+    for method in ("supervised", "cutmix"):
+        options = TrainOptions(method=method, epochs=3, batch_size=8, unlabeled_batch_size=5)
+        assert build_config(toy_split, options).schedule.iterations == 3 * 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslseg.artifacts.workspace import Workspace
 from sslseg.errors import UserError
 from sslseg.init import describe, toml_text
-from sslseg.workspace import Workspace
 from tests.data.make import SIZE, folder, mask
 
 
@@ -94,7 +95,7 @@ def test_color_masks(tmp_path: Path) -> None:
     root = folder(tmp_path)
     for path in root.glob("masks/*/*.png"):
         cv2.imwrite(str(path), np.resize(np.array([(3, 2, 1), (6, 5, 4)], np.uint8), (SIZE, SIZE, 3)))
-    with pytest.raises(UserError, match=r"colour-coded.*class_dict\.csv"):
+    with pytest.raises(UserError, match=r"color-coded.*class_dict\.csv"):
         describe(root)
     (root / "class_dict.csv").write_text("name,r,g,b\nsky,1,2,3\nroad,4,5,6\n")
     assert describe(root).description.options["mask_format"] == "color"
@@ -114,6 +115,15 @@ def test_toml_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "sslseg.toml").write_text(toml_text(found), encoding="utf-8")
     assert Workspace.load(tmp_path).description() == found.description
     assert found.description.options == {"mask_suffix": "_mask"}
+
+
+def test_suggested_keys_are_accepted(tmp_path: Path) -> None:
+    text = toml_text(describe(folder(tmp_path / "set"), classes="a,b,c", ignore_index=255))
+    text = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    (tmp_path / "sslseg.toml").write_text(text)
+    assert Workspace.load(tmp_path).train() == dict(
+        method="supervised", model="deeplabv3plus_r18s", iterations=2000, batch_size=8, crop=320
+    )
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sslseg.engine.weights import load_file
 from sslseg.errors import UserError
 from sslseg.functional.confidence import confidence, normalized_entropy
 from sslseg.networks import DeepLabV2Head
-from sslseg.networks.weights import load_file
 
 
 def test_deeplabv2_head_sums_its_atrous_branches() -> None:
@@ -65,5 +65,5 @@ def test_weights_of_a_file_go_where_they_fit(tmp_path) -> None:  # type: ignore[
     with pytest.raises(UserError, match="no tensor that fits"):
         load_file(target, tmp_path / "b.pth")
     (tmp_path / "c.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="not a readable checkpoint"):
         load_file(target, tmp_path / "c.pth")

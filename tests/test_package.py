@@ -15,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslseg.config import config_names, config_root, load_model, load_named, model_names
-from sslseg.data.files import read_image, read_mask
+from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.files import config_paths, load_model, load_named, model_files
+from sslseg.config.lengths import batch_counts
+from sslseg.data.reading import read_image, read_mask
 from sslseg.data.transforms import MultiView
 from sslseg.errors import UserError
-from sslseg.registry import METHODS
-from sslseg.split import Split, SplitOptions, make_split
-from sslseg.train import TrainOptions, batch_counts, build_config, train
+from sslseg.plugins import own_configs
+from sslseg.registry import MODELS
+from sslseg.split import SplitOptions, make_split
+from sslseg.splits.split import Split
+from sslseg.train import train
 from tests.conftest import SHORT
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -34,17 +38,20 @@ def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(site)
-    script = "from sslseg.config import config_root, load_named; print(config_root()); print(load_named('supervised/default').model.type)"
+    script = (
+        "from sslseg.plugins import own_configs; from sslseg.config.files import load_named;"
+        " print(own_configs()); print(load_named('supervised/default').model.type)"
+    )
     environment = os.environ | dict(PYTHONPATH=str(site))
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [str(site / "sslseg" / "configs"), "EncoderDecoder"], done.stderr
 
 
 def test_presets_of_the_docs_are_there() -> None:
-    assert config_root() == CHECKOUT / "configs"
+    assert own_configs() == CHECKOUT / "configs"
     named = re.findall(r"`([a-z]+[0-9a-z]*_[a-z]\d+s?)`", (CHECKOUT / "docs" / "commands" / "train.md").read_text())
-    assert set(named) == set(model_names())
-    assert "supervised/default" in config_names()
+    assert set(named) == set(model_files())
+    assert "supervised/default" in config_paths()
 
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "configs").rglob("*.py")), ids=lambda path: path.stem)
@@ -52,6 +59,39 @@ def test_configs_are_data_of_at_most_40_lines(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 40
     assert all(isinstance(node, ast.Assign) for node in ast.parse(text).body)
+
+
+def bases(path: Path) -> list[Path]:
+    """Return the files of ours that a config is based on directly, and mmseg's as a name."""
+    found = re.search(r"_base_ = (\[.*?\]|'[^']*')", path.read_text(), re.DOTALL)
+    if found is None:
+        return []
+    named = ast.literal_eval(found[1])
+    return [path.parent / name for name in ([named] if isinstance(named, str) else named)]
+
+
+def levels(path: Path) -> int:
+    return 0 if not path.is_file() else max((1 + levels(base) for base in bases(path)), default=0)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CHECKOUT / "configs").glob("[!_]*/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_configs_have_at_most_three_levels_above_a_leaf(path: Path) -> None:
+    assert levels(path) <= 3
+    # METHOD/DATASET[_ROW]; a leaf of one dataset is not based on another one's.
+    dataset = path.stem.split("_")[0]
+    assert dataset in ("default", "voc", "cityscapes", "pascal")
+    every = [base.name for base in bases(path)]
+    assert not any(name.startswith(other) for name in every for other in ("voc", "cityscapes") if other != dataset)
+
+
+def test_no_two_configs_are_identical() -> None:
+    texts: dict[str, Path] = {}
+    for path in (CHECKOUT / "configs").rglob("*.py"):
+        data = ast.dump(ast.parse(path.read_text()))
+        assert data not in texts, (path, texts[data])
+        texts[data] = path
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:
@@ -72,7 +112,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
 
 
 def test_benchmark_page_is_written_from_records(tmp_path: Path, toy_split: Split) -> None:
-    options = TrainOptions(iters=2, batch_size=2, crop=(48, 48), workers=0)
+    options = TrainOptions(iterations=2, batch_size=2, crop=(48, 48), workers=0)
     runs = []
     for seed in (0, 1):
         split = make_split(toy_split.dataset, SplitOptions(count=4, seed=seed))
@@ -100,30 +140,31 @@ def test_benchmark_page_is_written_from_records(tmp_path: Path, toy_split: Split
 
 
 @pytest.mark.slow
-def test_a_step_is_measured_against_its_bare_passes(tmp_path: Path) -> None:
+def test_an_iteration_is_measured_against_its_bare_passes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(CHECKOUT / "tools" / "bench_train.py"),
         *("--method", "supervised", "three-stage"),
-        *("--steps", "6", "--batch-size", "2", "--json"),
+        *("--iterations", "6", "--batch-size", "2", "--json"),
     ]
     environment = os.environ | dict(OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reports = list(map(json.loads, done.stdout.splitlines()))
-    assert [report["method"] for report in reports] == ["supervised", "three-stage"]
+    assert [report["method"] for report in reports] == ["Supervised", "ThreeStage"]
     for report in reports:
-        ratios = report["step_ratios"]
-        assert len(ratios) == 3, "of six steps, two at a time"
-        assert report["step_ratio"] == statistics.median(ratios)
-        assert min(ratios) <= report["step_ms"] / report["bare_ms"] <= max(ratios)
+        ratios = report["iteration_ratios"]
+        assert len(ratios) == 3, "of six iterations, two at a time"
+        assert report["iteration_ratio"] == statistics.median(ratios)
+        assert min(ratios) <= report["iteration_ms"] / report["bare_ms"] <= max(ratios)
 
 
 @pytest.mark.slow
 def test_one_decoder_takes_at_most_0_65_of_the_memory_of_thirty(tmp_path: Path) -> None:
     """Tu et al., Table 4: 15k of 24k; here with the slim network."""
-    command = [sys.executable, str(CHECKOUT / "tools" / "bench_train.py"), "--method", "guidedmix", "cct"]
-    command += ["--steps", "4", "--batch-size", "8", "--json"]
+    command = [sys.executable, str(CHECKOUT / "tools" / "bench_train.py"), "--method", "guidedmix"]
+    command += [str(CHECKOUT / "tools" / "cct_config.py")]
+    command += ["--iterations", "4", "--batch-size", "8", "--json"]
     environment = os.environ | dict(OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -131,10 +172,12 @@ def test_one_decoder_takes_at_most_0_65_of_the_memory_of_thirty(tmp_path: Path) 
     assert 0 < one <= 0.65 * thirty
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", config_paths())
 def test_every_shipped_config_describes_a_method_that_can_be_built(toy_split: Split, name: str) -> None:
     config = build_config(toy_split, TrainOptions(config=name, pretrained="none"))
-    model = METHODS.build(dict(config.method, segmentor=load_model("deeplabv3plus_r18s") | dict(type="EncoderDecoder")))
+    model = MODELS.build(
+        dict(config.method, segmentor=load_model("deeplabv3plus_r18s").model | dict(type="EncoderDecoder"))
+    )
     for stream, views in model.views.items():
         assert all(MultiView(stream, {view: config.views[view]}) for view in views)
     assert batch_counts(config, model.views)
@@ -148,7 +191,7 @@ def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split) -> None:
         assert config.method.consistency_weight == config.method.pseudo_weight == weight
         assert batch_counts(config, ("labeled", "train")) == dict(labeled=second, train=first)
         assert tuple(config.data.crop) == (321, 321)
-        assert (config.optimizer.type, config.optimizer.lr, config.schedule.iters) == ("Adam", 3e-5, 60000)
+        assert (config.optimizer.type, config.optimizer.lr, config.schedule.iterations) == ("Adam", 3e-5, 60000)
         assert config.model.decode_head.type == "DeepLabV2Head"
         assert config.model.backbone.depth == 101
     city = build_config(toy_split, TrainOptions(config="three-stage/cityscapes_1488"))
@@ -179,7 +222,7 @@ def test_guidedmix_s_settings_are_those_of_the_paper(
     assert bool(config.method.classifier_weight) is (pairs == "similar")
     optimizer = config.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("SGD", 1e-3, 0.9, 1e-4)
-    assert (config.schedule.iters, config.schedule.power) == (40000, 0.9)
+    assert (config.schedule.iterations, config.schedule.power) == (40000, 0.9)
     assert config.model.backbone.depth == 101
     assert config.model.pretrained == "open-mmlab://resnet101_v1c"
 
@@ -215,8 +258,8 @@ def test_methods_are_run_on_equal_terms_and_only_once(tmp_path: Path, toy_folder
     ablation = ["--methods", "cutmix", "--tag", "mse", "--", *SHORT, "--set", "method.consistency=mse"]
     for more in (usual, usual, ablation):
         subprocess.run(command + more, env=environment, check=True, capture_output=True)
-    runs = [work / "runs" / f"{name}-seed3" for name in ("supervised", "stage2", "stage3")]
-    assert (work / "seed3.log").read_text().count("step 4/4 loss") == 4
+    runs = [work / "runs" / f"{name}-seed3" for name in ("supervised", "three-stage-stage2", "three-stage-stage3")]
+    assert (work / "seed3.log").read_text().count("iteration 4/4 loss") == 4
     runs.append(work / "runs" / "cutmix-mse-seed3")
     page = tmp_path / "page.md"
     page.write_text("<!-- written by tools/benchmark.py -->\n<!-- end of what is written -->\n")

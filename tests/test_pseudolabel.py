@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from sslseg.artifacts import build_segmentor, find_model
-from sslseg.data.files import read_image
-from sslseg.figures import heat
-from sslseg.split import Split
+from sslseg.artifacts.find import build_segmentor, find_model
+from sslseg.data.reading import read_image
+from sslseg.evaluation.figures import heat
+from sslseg.splits.split import Split
 from sslseg.store import StoreReader, partial_path, verify_store
 from tests.conftest import Sslseg, program
 
@@ -55,7 +55,7 @@ def test_subsets(run: Path, sslseg: Sslseg, subset: str, count: int) -> None:
     path = sslseg("pseudolabel", run, "--subset", subset, "--scores", "none", "--workers", "0").path
     store = StoreReader(path)
     assert len(store) == count
-    assert store.kinds == ("masks",)
+    assert tuple(store.kinds) == ("masks",)
 
 
 def test_plain_prediction_on_a_folder(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_unreliable_pixels_are_marked_and_the_rest_is_left_alone(run: Path, ssls
         kept.append(reliable)
     assert np.mean(kept) == pytest.approx(0.8, abs=0.01)
     verify_store(done.path)
-    # An unmarked store is marked later, and marked anew; a killed marking leaves the store as it was.
+    # An unmarked store is marked later, and marked again; a killed marking leaves the store as it was.
     again = sslseg("pseudolabel", run, "--out", plain.path, "--resume", "--reliability", "q80")
     assert again.path.read_bytes() == done.path.read_bytes()
     sslseg("pseudolabel", run, "--out", plain.path, "--resume", "--reliability", "q50")
@@ -190,17 +190,19 @@ def test_wrong_input(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
     (tmp_path / "damaged.pth").write_bytes((run / "checkpoints" / "best.pth").read_bytes()[:5000])
     cases = {
         ("--subset", "nope"): "subset 'nope' is unknown",
-        ("--scores", "sureness"): "--scores sureness is unknown",
-        ("--images", tmp_path / "empty"): "holds no image",
+        ("--scores", "sureness"): "--scores sureness: the model does not give it; it gives confidence, entropy",
+        ("--images", tmp_path / "empty"): "holds no images",
         ("--shard", "2/2"): "--shard '2/2'",
         ("--shard", "9/10"): "gets no image",
         ("--mode", "tiles"): "mode 'tiles' is unknown",
         ("--mode", "slide"): "needs a size",
         ("--mode", "center-crop", "--crop", "32"): "center-crop cannot",
         ("--checkpoint", "first"): "use best or last",
-        ("--reliability", "80"): "write a percentile between",
-        ("--reliability", "q0"): "write a percentile between",
-        ("--reliability", "q80", "--scores", "confidence"): "goes by the entropy",
+        ("--predictor", "fused"): "a model of method Supervised has direct",
+        ("--references", "2"): "does not compare with labeled images",
+        ("--reliability", "80"): "write one between",
+        ("--reliability", "q0"): "write one between",
+        ("--reliability", "q80", "--scores", "confidence"): "needs the entropy",
         ("--reliability", "q80", "--shard", "0/2"): "sslseg merge",
     }
     for arguments, message in cases.items():
@@ -209,8 +211,8 @@ def test_wrong_input(run: Path, sslseg: Sslseg, tmp_path: Path) -> None:
         assert message in done.err
         assert done.err.count("\n") == 1
     sources = {
-        run / "checkpoints" / "other.pth": "knows 2 classes",
-        tmp_path / "foreign.pth": "no checkpoint of sslseg",
+        run / "checkpoints" / "other.pth": "has 2 classes",
+        tmp_path / "foreign.pth": "not a checkpoint of sslseg",
         tmp_path / "damaged.pth": "damaged",
         tmp_path / "no.pth": "does not exist",
         tmp_path / "empty": "give a run",

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from sslseg.data.files import label_table, read_mask
-from sslseg.data.pseudo import PseudoMasks
+from sslseg.config.build import TrainOptions
+from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.data.reading import label_table, read_mask
 from sslseg.errors import Interrupted
 from sslseg.inference import Protocol, with_tta
 from sslseg.refine import find_input, refine
-from sslseg.split import Split
+from sslseg.splits.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.keep import resolve
-from sslseg.train import TrainOptions
+from sslseg.store.filters import resolve
 from tests.conftest import SHORT, Sslseg, program
 
 
@@ -38,31 +38,31 @@ def weights(run: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:
 
 
 def test_stages_follow_each_other(first: Path, sslseg: Sslseg) -> None:
-    done = sslseg("refine", "--iters", "3", "--workers", "0")
+    done = sslseg("refine", "--iterations", "3", "--workers", "0")
     assert done.path == Path("runs/stage2-toy-4")
     record = json.loads((done.path / "run.json").read_text())
     assert (record["method"], record["stage"], record["status"]) == ("ThreeStage", 2, "finished")
     assert record["store"].endswith("supervised-toy-4/stores/train.h5")
-    third = sslseg("refine", done.path, "--iters", "3", "--json")
-    told = json.loads(third.out)
-    assert told["stage"] == 3
-    assert told["path"] == "runs/stage3-toy-4"
-    stores = [StoreReader(path) for path in (first / "stores/train.h5", done.path / "stores/train.h5", told["store"])]
+    third = sslseg("refine", done.path, "--iterations", "3", "--json")
+    record = json.loads(third.out)
+    assert record["stage"] == 3
+    assert record["path"] == "runs/stage3-toy-4"
+    stores = [StoreReader(path) for path in (first / "stores/train.h5", done.path / "stores/train.h5", record["store"])]
     assert stores[0].ids == stores[1].ids == stores[2].ids
     assert stores[2].provenance["stage"] == 3
     assert stores[2].provenance["learned_from"] == dict(content_sha256=stores[1].content_sha256, keep=[])
-    assert sslseg("eval", told["path"]).code == 0
-    fourth = sslseg("refine", told["path"], "--dry-run")
+    assert sslseg("eval", record["path"]).code == 0
+    fourth = sslseg("refine", record["path"], "--dry-run")
     assert fourth.path == Path("runs/stage4-toy-4")
     assert not fourth.path.exists()
 
 
-def test_a_stage_takes_over_what_the_one_before_was_trained_with(first: Path, sslseg: Sslseg) -> None:
-    from sslseg.config import load
+def test_a_stage_inherits_what_the_run_before_was_trained_with(first: Path, sslseg: Sslseg) -> None:
+    from sslseg.config.files import load
 
     before = load(first / "config.py")
-    after = load(sslseg("refine", "--iters", "2", "--lr", "1e-4").path / "config.py")
-    assert after.schedule.iters == 2
+    after = load(sslseg("refine", "--iterations", "2", "--lr", "1e-4").path / "config.py")
+    assert after.schedule.iterations == 2
     assert after.optimizer.lr == 1e-4
     assert before.optimizer.lr == 3e-3
     for key in ("model", "data", "evaluation"):
@@ -71,7 +71,7 @@ def test_a_stage_takes_over_what_the_one_before_was_trained_with(first: Path, ss
 
 
 def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(first: Path, sslseg: Sslseg) -> None:
-    run = sslseg("refine", "--iters", "1", "--lr", "1e-12").path
+    run = sslseg("refine", "--iterations", "1", "--lr", "1e-12").path
     begun, before = weights(run), weights(first)
     name = "student.backbone.layer3.0.conv1.weight"
     assert not torch.allclose(begun[name], before[name])
@@ -86,18 +86,19 @@ def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(
 @pytest.mark.parametrize(
     ("flags", "changed"),
     [
-        (["--no-consistency"], {"method.consistency_weight": 0.0}),
-        (["--no-pseudo-task"], {"method.pseudo_weight": 0.0}),
-        (["--no-strong-augmentation"], {"views.strong": []}),
-        (["--stage", "3", "--branch", "g-hat"], {"method.stage": 3, "method.branch": "g-hat"}),
-        (["--no-ema"], {"method.decays": []}),
+        (["--set", "method.consistency_weight=0.0"], {"method.consistency_weight": 0.0}),
+        (["--set", "method.pseudo_weight=0.0"], {"method.pseudo_weight": 0.0}),
+        (["--set", "views.strong=[]"], {"views.strong": []}),
+        (["--stage", "3", "--set", "method.branch=g-hat"], {"method.stage": 3, "method.branch": "g-hat"}),
+        (["--set", "method.decays=[]"], {"method.decays": []}),
         (["--set", "method.pseudo_weight=0.1"], {"method.pseudo_weight": 0.1}),
     ],
 )
-def test_every_row_of_tables_v_and_vi_has_a_switch(first: Path, sslseg: Sslseg, flags: list, changed: dict) -> None:
-    from sslseg.config import flattened, load
+def test_every_row_of_tables_v_and_vi_has_a_setting(first: Path, sslseg: Sslseg, flags: list, changed: dict) -> None:
+    from sslseg.config.assignments import flattened
+    from sslseg.config.files import load
 
-    config = load(sslseg("refine", "--iters", "1", *flags).path / "config.py").to_dict()
+    config = load(sslseg("refine", "--iterations", "1", *flags).path / "config.py").to_dict()
     for key, value in changed.items():
         node = config
         for part in key.split("."):
@@ -105,17 +106,17 @@ def test_every_row_of_tables_v_and_vi_has_a_switch(first: Path, sslseg: Sslseg, 
         assert node == value, flattened(config["method"])
 
 
-def test_labels_of_unlabelled_images_are_never_read(
+def test_labels_of_unlabeled_images_are_never_read(
     first: Path, sslseg: Sslseg, toy_folder: Path, tmp_path: Path
 ) -> None:
-    """With the masks of the unlabelled part gone from the disk, the same weights come out."""
+    """With the masks of the unlabeled part gone from the disk, the same weights come out."""
     bare = tmp_path / "bare"
     shutil.copytree(toy_folder, bare)
     split = Split.load(first / "split")
-    with_masks = sslseg("refine", "--iters", "3", "--run-dir", "with").path
+    with_masks = sslseg("refine", "--iterations", "3", "--run-dir", "with").path
     for sample in split.samples("unlabeled"):
         (bare / Path(str(sample.mask)).relative_to(toy_folder)).unlink()
-    without = sslseg("refine", first, "--iters", "3", "--run-dir", "without", "--data", bare).path
+    without = sslseg("refine", first, "--iterations", "3", "--run-dir", "without", "--data", bare).path
     left, right = weights(with_masks), weights(without)
     assert all(torch.equal(left[name], right[name]) for name in left)
 
@@ -129,7 +130,7 @@ def test_keep_takes_the_pixels_it_names(first: Path, sslseg: Sslseg) -> None:
     assert abs(low.share - 0.3) < 0.01
     shares = [(store.confidence(name) >= 0.5).mean() for name in store.ids]
     assert confident.share == pytest.approx(np.mean(shares))
-    run = sslseg("refine", "--iters", "1", "--keep", "entropy<q30", "--keep", "confidence>=0.5")
+    run = sslseg("refine", "--iterations", "1", "--keep", "entropy<q30", "--keep", "confidence>=0.5")
     assert "--keep entropy<q30: " in run.err
     learned = StoreReader(run.path / "stores" / "train.h5").provenance["learned_from"]
     assert [entry["keep"] for entry in learned["keep"]] == ["entropy<q30", "confidence>=0.5"]
@@ -144,8 +145,8 @@ def test_a_student_of_a_marked_store_learns_from_its_reliable_pixels(first: Path
     learned = PseudoMasks(store).read(name, mask.shape)
     assert np.array_equal(learned, store.stored("reliable_masks", name))
     assert not np.array_equal(learned, mask)
-    run = sslseg("refine", first, "--iters", "1")
-    assert run.path.name.startswith("student-")
+    run = sslseg("refine", first, "--iterations", "1")
+    assert run.path.name.startswith("self-training-")
     scores = json.loads(sslseg("eval", store.path, "--json").out)
     entropies = [store.entropy(name) for name in store.ids]
     limit = store.provenance["reliable"]["threshold"]
@@ -162,7 +163,7 @@ def test_a_student_of_a_marked_store_learns_from_its_reliable_pixels(first: Path
 
 
 def test_filters_drop_pixels_of_the_mask(first: Path) -> None:
-    from sslseg.data.pseudo import PseudoMasks
+    from sslseg.data.pseudo_masks import PseudoMasks
 
     store = StoreReader(first / "stores" / "train.h5")
     (kept,) = resolve(["entropy<q30"], store)
@@ -180,16 +181,16 @@ def test_filters_drop_pixels_of_the_mask(first: Path) -> None:
         (["--keep", "entropy<1.5"], "between 0 and 1"),
         (["--keep", "entropy<q120"], "between 0 and 100"),
         (["--keep", "confidence>1.0"], "keeps no pixel"),
-        (["--keep", "confidence>0..9"], "is no number"),
+        (["--keep", "confidence>0..9"], "is not a number"),
         (["--stage", "1"], "stage 1 is `sslseg train --method supervised`"),
-        (["--branch", "g-bar"], "g-hat, g-tilde"),
+        (["--set", "method.branch=g-bar"], "g-hat, g-tilde"),
         (["--checkpoint", "first"], "best or last"),
         (["splits/toy-4"], "is a split"),
         (["nowhere.h5"], "does not exist"),
     ],
 )
 def test_bad_input_is_one_clear_line(first: Path, sslseg: Sslseg, arguments: list, message: str) -> None:
-    done = sslseg("refine", *arguments, "--iters", "1")
+    done = sslseg("refine", *arguments, "--iterations", "1")
     assert done.code == 2
     assert message in done.err
     assert len([line for line in done.err.splitlines() if line.startswith("error:")]) == 1
@@ -200,23 +201,23 @@ def test_stores_that_do_not_cover_the_split_are_refused(
     first: Path, sslseg: Sslseg, workspace: Path, toy_folder: Path
 ) -> None:
     assert sslseg("pseudolabel", first, "--subset", "val", "--workers", "0", "--out", "val.h5").code == 0
-    done = sslseg("refine", "val.h5", "--iters", "1")
-    assert (done.code, "lacks 12 of 12 unlabelled images" in done.err) == (2, True), done.err
+    done = sslseg("refine", "val.h5", "--iterations", "1")
+    assert (done.code, "lacks 12 of 12 unlabeled images" in done.err) == (2, True), done.err
     sslseg("pseudolabel", first, "--images", toy_folder / "images", "--workers", "0", "--out", "folder.h5")
-    done = sslseg("refine", "folder.h5", "--iters", "1")
-    assert (done.code, "which is no image of the split" in done.err) == (2, True), done.err
+    done = sslseg("refine", "folder.h5", "--iterations", "1")
+    assert (done.code, "which is not an image of the split" in done.err) == (2, True), done.err
     sslseg("split", "--count", "8", "--data", toy_folder, "--out", "other")
-    done = sslseg("refine", first, "--split", "other", "--iters", "1")
+    done = sslseg("refine", first, "--split", "other", "--iterations", "1")
     assert (done.code, "another split" in done.err) == (2, True), done.err
     shutil.rmtree(first / "stores")
-    done = sslseg("refine", first, "--iters", "1")
+    done = sslseg("refine", first, "--iterations", "1")
     assert (done.code, "has no store yet" in done.err) == (2, True), done.err
 
 
-def test_a_store_of_the_unlabelled_part_will_do_and_says_what_is_missing(first: Path, sslseg: Sslseg) -> None:
+def test_a_store_of_the_unlabeled_part_will_do_and_says_what_is_missing(first: Path, sslseg: Sslseg) -> None:
     assert sslseg("pseudolabel", first, "--workers", "0").code == 0
-    done = sslseg("refine", first / "stores" / "unlabeled.h5", "--iters", "1")
-    assert "no masks of 4 labelled images" in done.err
+    done = sslseg("refine", first / "stores" / "unlabeled.h5", "--iterations", "1")
+    assert "no masks of 4 labeled images" in done.err
     assert len(StoreReader(done.path / "stores" / "unlabeled.h5")) == 12
 
 
@@ -228,22 +229,24 @@ def test_training_the_method_directly_names_the_right_command(workspace: Path, s
 def test_stopped_and_resumed_equals_uninterrupted(
     first: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sslseg.engine.steps import StepSeed
-    from sslseg.pseudolabel import StoreWriter
+    from sslseg.engine.iterations import IterationSeed
+    from sslseg.store.writer import StoreWriter
 
-    options = TrainOptions(iters=12, workers=1, val_interval=5)
+    options = TrainOptions(iterations=12, workers=1, val_interval=5)
     split, given = Split.load(first / "split"), find_input(first)
     whole, _ = refine(given, split, workspace / "whole", options, stage=2)
 
-    def interrupt(self: StepSeed, runner: object, batch_idx: int, data_batch: object, outputs: object = None) -> None:
+    def interrupt(
+        self: IterationSeed, runner: object, batch_idx: int, data_batch: object, outputs: object = None
+    ) -> None:
         if batch_idx + 1 == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StepSeed, "after_train_iter", interrupt)
-        with pytest.raises(Interrupted, match="step 7 of 12"):
+        patch.setattr(IterationSeed, "after_train_iter", interrupt)
+        with pytest.raises(Interrupted, match="iteration 7 of 12"):
             refine(given, split, workspace / "parts", options, stage=2)
-    resumed = TrainOptions(iters=12, workers=1, val_interval=5, resume=True)
+    resumed = TrainOptions(iterations=12, workers=1, val_interval=5, resume=True)
     original = StoreWriter.add
 
     def fail(self: StoreWriter, name: str, **maps: np.ndarray) -> None:

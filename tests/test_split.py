@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslseg.data.description import DatasetDescription
+from sslseg.data import layouts
+from sslseg.data.description import DatasetDescription, Listing
 from sslseg.data.labels import color_map
 from sslseg.errors import UserError
-from sslseg.split import Split, SplitOptions, labeled_count, make_split, parse_ratio
-from sslseg.stratify import stratified_order
+from sslseg.split import SplitOptions, make_split
+from sslseg.splits.draw import labeled_count, parse_ratio
+from sslseg.splits.split import SUBSETS, Split
+from sslseg.splits.stratify import stratified_order
 from tests.data.make import folder, image, mask
 
 
@@ -40,7 +43,7 @@ def test_ratio_spellings(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "2", "-1/8", "101%", "x", "", "1/0", "nan", "inf", "1/8/2"])
 def test_ratios_out_of_range_or_nonsense(text: str) -> None:
-    with pytest.raises(UserError, match=r"--ratio .*(is no ratio|not above 0)"):
+    with pytest.raises(UserError, match=r"--ratio .*(is not a valid ratio|not above 0)"):
         parse_ratio(text)
 
 
@@ -48,14 +51,14 @@ def test_ratios_out_of_range_or_nonsense(text: str) -> None:
 def test_counts_round_half_up_and_are_at_least_one(total: int, part: int, whole: int) -> None:
     part, whole = min(part, whole), max(part, whole)
     expected = max(math.floor(Fraction(part, whole) * total + Fraction(1, 2)), 1)
-    assert labeled_count(total, SplitOptions(ratio=f"{part}/{whole}")) == expected
+    assert labeled_count(total, ratio=f"{part}/{whole}") == expected
     assert 1 <= expected <= total
 
 
 def test_half_is_rounded_up() -> None:
-    assert labeled_count(12, SplitOptions(ratio="1/8")) == 2
-    assert labeled_count(3, SplitOptions(ratio="1/16")) == 1
-    assert labeled_count(10_582, SplitOptions(ratio="1/16")) == 661
+    assert labeled_count(12, ratio="1/8") == 2
+    assert labeled_count(3, ratio="1/16") == 1
+    assert labeled_count(10_582, ratio="1/16") == 661
 
 
 def test_default_is_one_eighth_without_replacement(dataset: DatasetDescription) -> None:
@@ -67,15 +70,17 @@ def test_default_is_one_eighth_without_replacement(dataset: DatasetDescription) 
 
 @settings(max_examples=25)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), stratify=st.booleans())
-def test_smaller_draws_are_prefixes(
+def test_smaller_splits_are_prefixes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, seed: int, stratify: bool
 ) -> None:
     root = _shared(tmp_path_factory)
     dataset = DatasetDescription("folder", str(root), "set", ("a", "b", "c"), color_map(3), 255)
     small, large = sorted(data.draw(st.tuples(st.integers(1, 16), st.integers(1, 16))))
-    draw = [make_split(dataset, SplitOptions(count=n, seed=seed, stratify=stratify)).labeled for n in (small, large)]
-    assert draw[1][:small] == draw[0]
-    assert len(set(draw[1])) == large
+    less, more = (
+        make_split(dataset, SplitOptions(count=n, seed=seed, stratify=stratify)).labeled for n in (small, large)
+    )
+    assert more[:small] == less
+    assert len(set(more)) == large
 
 
 def _shared(factory: pytest.TempPathFactory) -> Path:
@@ -83,14 +88,14 @@ def _shared(factory: pytest.TempPathFactory) -> Path:
     return root if root.exists() else folder(root)
 
 
-def test_independent_draws_are_not_nested(dataset: DatasetDescription) -> None:
-    draws = [make_split(dataset, SplitOptions(count=n, nested=False)).labeled for n in (4, 8)]
-    assert draws[1][:4] != draws[0]
+def test_independent_splits_are_not_nested(dataset: DatasetDescription) -> None:
+    less, more = (make_split(dataset, SplitOptions(count=n, nested=False)).labeled for n in (4, 8))
+    assert more[:4] != less
 
 
 def test_seeds_differ_and_repeat(dataset: DatasetDescription) -> None:
-    draws = [make_split(dataset, SplitOptions(count=6, seed=seed)).labeled for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
+    first, same, other = (make_split(dataset, SplitOptions(count=6, seed=seed)).labeled for seed in (0, 0, 1))
+    assert first == same != other
 
 
 @pytest.mark.parametrize("count", [0, -1, 17])
@@ -104,7 +109,7 @@ def test_ratio_and_count_exclude_each_other(dataset: DatasetDescription) -> None
         make_split(dataset, SplitOptions(ratio="1/8", count=3))
 
 
-def test_only_images_with_masks_are_drawn(dataset: DatasetDescription) -> None:
+def test_only_images_with_masks_are_labeled(dataset: DatasetDescription) -> None:
     for index in range(12):
         (Path(dataset.root) / f"masks/train/t{index:03}.png").unlink()
     split = make_split(dataset, SplitOptions(ratio="1"))
@@ -134,12 +139,12 @@ def test_every_class_is_covered_while_that_is_possible(sets: list[set[int]], see
 
 
 def test_greedy_alone_would_miss_this_cover() -> None:
-    """The widest image holds four classes and then needs two more; the other two hold all six."""
+    """The image with most classes, four, needs two more images; the other two hold all six."""
     pixels = np.array([[1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]])
     assert sorted(stratified_order(pixels, 2, np.random.default_rng(0))) == [1, 2]
 
 
-def test_stratified_shares_are_closer_than_random_ones() -> None:
+def test_stratified_class_frequencies_are_closer_than_random_ones() -> None:
     rng = np.random.default_rng(0)
     pixels = (rng.dirichlet(np.full(8, 0.2), 400) * 1000).astype(int)
     target = pixels.sum(0) / pixels.sum()
@@ -148,9 +153,9 @@ def test_stratified_shares_are_closer_than_random_ones() -> None:
         chosen = pixels[rows].sum(0)
         return float(np.abs(chosen / chosen.sum() - target).sum())
 
-    drawn = [distance(np.random.default_rng(seed).permutation(400)[:25]) for seed in range(20)]
+    random = [distance(np.random.default_rng(seed).permutation(400)[:25]) for seed in range(20)]
     orders = [stratified_order(pixels, 25, np.random.default_rng(seed)) for seed in range(3)]
-    assert max(map(distance, orders)) < min(drawn)
+    assert max(map(distance, orders)) < min(random)
     assert len({tuple(order) for order in orders}) == 3
 
 
@@ -175,10 +180,10 @@ def test_both_lists_leave_the_others_out(dataset: DatasetDescription, tmp_path: 
 @pytest.mark.parametrize(
     ("labeled", "unlabeled", "message"),
     [
-        (("t001",), ("t002", "t001"), r"u\.txt names 't001', which is labelled too"),
+        (("t001",), ("t002", "t001"), r"u\.txt names 't001', which is labeled too"),
         (("v001",), ("t002",), r"list\.txt names 'v001', which is a validation image"),
         (("t001",), ("v002",), r"u\.txt names 'v002', which is a validation image"),
-        (("t000",), ("t002",), r"list\.txt names 't000' as labelled, which has no mask"),
+        (("t000",), ("t002",), r"list\.txt names 't000' as labeled, which has no mask"),
     ],
 )
 def test_lists_that_contradict(
@@ -204,7 +209,7 @@ def test_pickled_permutation_takes_the_count(dataset: DatasetDescription, tmp_pa
     path.write_bytes(pickle.dumps(np.arange(16)[::-1]))
     assert make_split(dataset, SplitOptions(labeled_list=path, count=3)).labeled == ("t015", "t014", "t013")
     (Path(dataset.root) / "masks/train/t014.png").unlink()
-    with pytest.raises(UserError, match="'t014' as labelled, which has no mask"):
+    with pytest.raises(UserError, match="'t014' as labeled, which has no mask"):
         make_split(dataset, SplitOptions(labeled_list=path, count=3))
 
 
@@ -238,7 +243,7 @@ def voc(tmp_path: Path, fine: int, total: int) -> tuple[DatasetDescription, list
     return DatasetDescription("voc", str(home), "voc", ("a",), color_map(1), 255, {"family": "blender"}), names
 
 
-def test_families_are_told_apart_by_fine_annotations(tmp_path: Path) -> None:
+def test_families_differ_in_fine_annotations(tmp_path: Path) -> None:
     dataset, names = voc(tmp_path, fine=93, total=663)
     family = make_split(dataset, SplitOptions(labeled_list=listed(tmp_path, *names[:662]))).family
     assert (family["fine"], family["name"]) == (93, "mixed annotations (CPS and UniMatch, blender 1/16)")
@@ -282,7 +287,7 @@ def test_the_hash_does_not_depend_on_the_place(dataset: DatasetDescription, tmp_
         ({"family": None}, "was changed after it was written"),
         ({"version": 99}, "has version 99, this program reads up to 1"),
         ({"version": "x"}, "has no version number"),
-        ({"format": "x"}, "is no split of sslseg"),
+        ({"format": "x"}, "is not a split of sslseg"),
         ({"labeled": None}, "lacks or has a wrong"),
         ({"dataset": 3}, "is damaged"),
     ],
@@ -297,9 +302,9 @@ def test_tampering_is_noticed(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is no JSON"), ("[]", "is no split of sslseg"), (None, "cannot be read")]
+    ("text", "message"), [("{", "is not valid JSON"), ("[]", "is not a split of sslseg"), (None, "cannot be read")]
 )
-def test_files_that_are_no_split(tmp_path: Path, text: str | None, message: str) -> None:
+def test_files_that_are_not_a_split(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "split.json").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -309,6 +314,7 @@ def test_files_that_are_no_split(tmp_path: Path, text: str | None, message: str)
 def test_samples_by_subset(dataset: DatasetDescription) -> None:
     split = make_split(dataset, SplitOptions())
     sizes = {subset: len(split.samples(subset)) for subset in ("labeled", "unlabeled", "train", "val", "all")}
+    assert sizes == split.sizes
     assert sizes == {"labeled": 2, "unlabeled": 14, "train": 16, "val": 4, "all": 20}
     assert [sample.id for sample in split.samples("labeled")] == list(split.labeled)
     with pytest.raises(UserError, match="subset 'x' is unknown"):
@@ -317,12 +323,50 @@ def test_samples_by_subset(dataset: DatasetDescription) -> None:
         replace(split, labeled=("gone",)).samples("labeled")
 
 
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The roots of all folders that were listed as datasets."""
+    roots: list[str] = []
+    list_samples = layouts.folder.list_samples
+
+    def record(description: DatasetDescription) -> Listing:
+        roots.append(description.root)
+        return list_samples(description)
+
+    monkeypatch.setattr(layouts.folder, "list_samples", record)
+    return roots
+
+
+def test_a_split_lists_its_dataset_once(dataset: DatasetDescription, tmp_path: Path, listings: list[str]) -> None:
+    split = make_split(dataset, SplitOptions())
+    for subset in SUBSETS:
+        split.samples(subset)
+    assert listings == [dataset.root]
+    loaded = Split.load(split.save(tmp_path / "s"))
+    assert loaded.sizes["train"] == 16
+    assert listings == [dataset.root]
+    for subset in SUBSETS:
+        assert loaded.samples(subset) == split.samples(subset)
+    assert listings == [dataset.root] * 2
+
+
+@pytest.mark.parametrize("command", ["split", "train"])
+def test_a_command_lists_the_dataset_once(
+    dataset: DatasetDescription, workspace: Path, sslseg, listings: list[str], command: str
+) -> None:
+    flags = ("--data", dataset.root, "--classes", "a,b,c", "--ignore-index", "255")
+    if command == "train":
+        flags = ("--method", "cutmix", "--dry-run")
+    assert sslseg(command, *flags).code == 0
+    assert len(listings) == 1
+
+
 def test_command_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg) -> None:
     root = folder(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     done = sslseg("split", "--data", root, "--classes", "a,b,c", "--ignore-index", "255", "--workers", "1")
     assert str(done.path) == "splits/set-1_8-seed0/split.json"
-    assert "2 labelled, 14 unlabelled, 4 validation" in done.err
+    assert "2 labeled, 14 unlabeled, 4 validation" in done.err
     again = sslseg("split", "--data", root, "--classes", "a,b,c", "--ignore-index", "255", "--ratio", "12.5%", "--json")
     record = json.loads(again.out)
     assert (again.code, record["labeled"], record["path"]) == (0, 2, str(done.path))

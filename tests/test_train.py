@@ -19,13 +19,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslseg.data import files as data_files
+from sslseg.config.build import TrainOptions, build_config
+from sslseg.data import reading as data_files
 from sslseg.errors import Interrupted, UserError
-from sslseg.split import Split
-from sslseg.train import TrainOptions, build_config, train
+from sslseg.splits.split import Split
+from sslseg.train import train
 from tests.conftest import SHORT, Sslseg, program
 
-OPTIONS = TrainOptions(iters=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
+OPTIONS = TrainOptions(iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -36,10 +37,10 @@ def test_run_directory_holds_what_the_docs_say(workspace: Path, sslseg: Sslseg) 
     run = sslseg("train", *SHORT, "--val-interval", "2").path
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["last"]["iter"] == 4
+    assert record["last"]["iteration"] == 4
     assert record["best"]["mIoU"] >= record["last"]["mIoU"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "val" in line] == [2, 4]
+    assert [line["iteration"] for line in lines if "val" in line] == [2, 4]
     assert lines[-1]["val"]["mIoU"] == record["last"]["mIoU"]
     assert (run / "config.py").exists()
     assert (run / "split" / "labeled.txt").read_text().count("\n") == 4
@@ -54,7 +55,7 @@ def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path, toy_spli
 
 
 def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> None:
-    runs = [train(toy_split, tmp_path / str(n), replace(OPTIONS, iters=4, workers=n)) for n in (0, 2)]
+    runs = [train(toy_split, tmp_path / str(n), replace(OPTIONS, iterations=4, workers=n)) for n in (0, 2)]
     first, second = (weights(run.checkpoints / "last.pth") for run in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -81,17 +82,17 @@ def test_stopped_and_resumed_equals_uninterrupted(
     # With a worker, so that drawing samples leaves this process's random numbers alone: dropout must come out equal, too.
     options = replace(OPTIONS, workers=1, method=method)
     whole = train(toy_split, tmp_path / "whole", options)
-    from sslseg.engine.steps import StepSeed
+    from sslseg.engine.iterations import IterationSeed
 
     def interrupt(
-        self: StepSeed, runner: object, batch_idx: int, data_batch: object = None, outputs: object = None
+        self: IterationSeed, runner: object, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
         if batch_idx + 1 == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StepSeed, "after_train_iter", interrupt)
-        with pytest.raises(Interrupted, match=f"step {stop_at} of 20"):
+        patch.setattr(IterationSeed, "after_train_iter", interrupt)
+        with pytest.raises(Interrupted, match=f"iteration {stop_at} of 20"):
             train(toy_split, tmp_path / "parts", options)
     parts = train(toy_split, tmp_path / "parts", replace(options, resume=True))
     for name in ("last.pth", "best.pth"):
@@ -99,14 +100,14 @@ def test_stopped_and_resumed_equals_uninterrupted(
     if method == "u2pl":
         assert weights(whole.checkpoints / "last.pth")["contrast.bank.counts"].sum() > 0
     records = [(run.folder / "metrics.jsonl").read_text().splitlines() for run in (whole, parts)]
-    steps = [[json.loads(line)["step"] for line in lines] for lines in records]
-    assert steps[0] == steps[1]
+    iterations = [[json.loads(line)["iteration"] for line in lines] for lines in records]
+    assert iterations[0] == iterations[1]
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
     arguments = (
-        "--iters",
+        "--iterations",
         "60",
         "--batch-size",
         "2",
@@ -129,7 +130,7 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert torch.load(checkpoint, weights_only=True)["meta"]["iter"] < 60
+    assert torch.load(checkpoint, weights_only=True)["meta"]["iteration"] < 60
     done = program(*command[3:], "--resume", cwd=workspace)
     assert done.code == 0, done.err
     assert program(*command[3:-1], "straight", cwd=workspace).code == 0
@@ -140,7 +141,7 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_saves_and_stops(workspace: Path, number: int) -> None:
     """As a terminal's Ctrl-C or a scheduler sends it: to the loader's workers, too."""
-    arguments = ("--iters", "5000", "--batch-size", "2", "--crop", "48", "--workers", "2", "--run-dir", "group")
+    arguments = ("--iterations", "5000", "--batch-size", "2", "--crop", "48", "--workers", "2", "--run-dir", "group")
     command = [sys.executable, "-m", "sslseg", "train", *arguments]
     process = subprocess.Popen(
         command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -154,7 +155,7 @@ def test_a_signal_to_the_whole_process_group_saves_and_stops(workspace: Path, nu
     assert (process.returncode, out) == (130, ""), err
     assert "of 5000; the same command with --resume goes on" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert torch.load(workspace / "group" / "checkpoints" / "last.pth", weights_only=True)["meta"]["iter"] >= 50
+    assert torch.load(workspace / "group" / "checkpoints" / "last.pth", weights_only=True)["meta"]["iteration"] >= 50
 
 
 def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
@@ -170,7 +171,7 @@ def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--iters", "6"), "schedule.iters = 4, now it is 6"),
+        (("--iterations", "6"), "schedule.iterations = 4, now it is 6"),
         (("--lr", "0.1"), "optimizer.lr"),
         (("--seed", "1"), "seed = 0, now it is 1"),
         (("--model", "fcn_r50", "--pretrained", "none"), "model."),
@@ -225,13 +226,13 @@ def test_masks_of_unlabeled_images_are_never_read(
         return data_files.read_mask(path, table)  # type: ignore[arg-type]
 
     monkeypatch.setattr(transforms, "read_mask", spy)
-    train(toy_split, tmp_path / "run", replace(OPTIONS, iters=8))
+    train(toy_split, tmp_path / "run", replace(OPTIONS, iterations=8))
     allowed = {sample.mask for name in ("labeled", "val") for sample in toy_split.samples(name)}
     assert read == allowed
 
 
-def test_supervised_step_moves_every_parameter_of_the_student(tmp_path: Path, toy_split: Split) -> None:
-    runs = [train(toy_split, tmp_path / str(n), replace(OPTIONS, iters=n, lr=1e-2)) for n in (1, 6)]
+def test_supervised_iteration_moves_every_parameter_of_the_student(tmp_path: Path, toy_split: Split) -> None:
+    runs = [train(toy_split, tmp_path / str(n), replace(OPTIONS, iterations=n, lr=1e-2)) for n in (1, 6)]
     first, last = (weights(run.checkpoints / "last.pth") for run in runs)
     still = [name for name in first if first[name].is_floating_point() and torch.equal(first[name], last[name])]
     assert still == []
@@ -263,7 +264,7 @@ def test_pretrained_weights_come_from_the_configs_address(
     tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    options = replace(OPTIONS, iters=1, lr=1e-12)
+    options = replace(OPTIONS, iterations=1, lr=1e-12)
     plain = train(toy_split, tmp_path / "plain", options)
     state = weights(plain.checkpoints / "last.pth")
     prefix = "student.backbone."
@@ -304,7 +305,7 @@ from sslseg.train import TrainOptions, train
 made = []
 original = build.build_training
 build.build_training = lambda *a: made.append(original(*a)) or made[-1]
-options = dict(iters=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3)
+options = dict(iterations=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3)
 split, method = Split.load(Path('splits/toy-4')), sys.argv[1]
 if method == 'three-stage':
     from sslseg.refine import find_input, refine
@@ -350,7 +351,7 @@ def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
         (dict(method="nonsense"), "method 'nonsense' is unknown"),
         (dict(model="nonsense"), "model 'nonsense' is neither a preset"),
         (dict(config="nonsense"), "config 'nonsense' is neither"),
-        (dict(iters=0), "--iters"),
+        (dict(iterations=0), "--iterations"),
         (dict(batch_size=0), "--batch-size"),
         (dict(lr=-1.0), "--lr"),
         (dict(crop=(8, 8)), "--crop"),
@@ -359,7 +360,7 @@ def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
         (dict(launcher="pytorch"), "torchrun"),
         (dict(pretrained="nowhere.pth"), "--pretrained"),
         (dict(assignments={"model.nope.x": 1}), "there is no 'model.nope'"),
-        (dict(assignments={"method.mix": "cutmix"}), "method.mix is no setting of Supervised"),
+        (dict(assignments={"method.mix": "cutmix"}), "method.mix is not a setting of Supervised"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, toy_split: Split, options: dict, message: str) -> None:
@@ -373,7 +374,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 ) -> None:
     from sslseg.engine import checkpoints
 
-    original, saved = checkpoints.save_atomically, []
+    original, saved = checkpoints.save_checkpoint, []
 
     def full(path: Path, state: dict) -> None:
         saved.append(path.name)
@@ -381,15 +382,15 @@ def test_a_full_disk_keeps_the_last_checkpoint(
             raise OSError(28, "No space left on device", str(path))
         original(path, state)
 
-    monkeypatch.setattr(checkpoints, "save_atomically", full)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         train(toy_split, tmp_path / "run", OPTIONS)
     kept = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == ["best.pth", "last.pth"]
-    assert torch.load(kept / "last.pth", weights_only=True)["meta"]["iter"] in (5, 10)
-    monkeypatch.setattr(checkpoints, "save_atomically", original)
+    assert torch.load(kept / "last.pth", weights_only=True)["meta"]["iteration"] in (5, 10)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", original)
     train(toy_split, tmp_path / "run", replace(OPTIONS, resume=True))
-    assert torch.load(kept / "last.pth", weights_only=True)["meta"]["iter"] == 20
+    assert torch.load(kept / "last.pth", weights_only=True)["meta"]["iteration"] == 20
 
 
 @pytest.mark.slow
@@ -407,10 +408,10 @@ def test_a_disk_that_takes_no_checkpoint(workspace: Path) -> None:
     "name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5", "mitrans_r101"]
 )
 def test_presets_build(toy_split: Split, name: str) -> None:
-    from sslseg.registry import METHODS
+    from sslseg.registry import MODELS
 
     config = build_config(toy_split, replace(OPTIONS, model=name, pretrained="none"))
-    segmentor = METHODS.build(config.model)
+    segmentor = MODELS.build(config.model)
     features = [torch.zeros(1, c, 8, 8) for c in segmentor.decode_head.in_channels] if "segformer" in name else None
     assert segmentor.decode_head.num_classes == 7
     if features is not None:
@@ -418,24 +419,25 @@ def test_presets_build(toy_split: Split, name: str) -> None:
 
 
 def test_every_head_gets_classes_and_ignore_index() -> None:
-    from sslseg.config import fit_model, heads, load_model
+    from sslseg.config.files import load_model
+    from sslseg.config.fit import fit_model, heads
 
-    model = fit_model(load_model("pspnet_r50"), num_classes=300, ignore_index=65535)
+    model = fit_model(load_model("pspnet_r50").model, num_classes=300, ignore_index=65535)
     assert [(head.num_classes, head.ignore_index) for head in heads(model)] == [(300, 65535)] * 2
     assert model.data_preprocessor.seg_pad_val == 65535
-    model = load_model("pspnet_r50")
+    model = load_model("pspnet_r50").model
     model.decode_head.loss_decode.class_weight = [1.0, 2.0]
     with pytest.raises(UserError, match="class_weight has 2 weights, the dataset 7 classes"):
         fit_model(model, num_classes=7, ignore_index=255)
 
 
-def test_every_step_draws_its_own_numbers() -> None:
-    from sslseg.engine.steps import StepSeed
+def test_every_iteration_samples_its_own_numbers() -> None:
+    from sslseg.engine.iterations import IterationSeed
 
     def drawn(seed: int) -> list[float]:
-        hook, numbers = StepSeed(seed), []
-        for step in range(4):
-            hook.before_train_iter(None, step)
+        hook, numbers = IterationSeed(seed), []
+        for iteration in range(4):
+            hook.before_train_iter(None, iteration)
             numbers.append(torch.rand(()).item())
         return numbers
 

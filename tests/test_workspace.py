@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sslseg.artifacts.workspace import Workspace
 from sslseg.errors import UserError
-from sslseg.workspace import Workspace
 from tests.conftest import SHORT, Sslseg
 
 
@@ -25,24 +25,24 @@ def test_init_describes_what_the_other_commands_then_use(
     assert (described.num_classes, described.ignore_index, described.root) == (7, 255, str(toy_folder))
     split = sslseg("split", "--count", "4").path
     assert json.loads(split.read_text())["dataset"]["name"] == "toy"
-    assert sslseg("train", *SHORT, "--iters", "1").path.name == "supervised-toy-4-seed0"
+    assert sslseg("train", *SHORT, "--iterations", "1").path.name == "supervised-toy-4-seed0"
     again = sslseg("init", "--data", toy_folder)
     assert again.code == 2
     assert "--force" in again.err
     assert sslseg("init", "--data", toy_folder, "--force", "--classes", ",".join("abcdefg")).code == 0
-    mismatch = sslseg("train", *SHORT, "--iters", "1", "--run-dir", "other")
+    mismatch = sslseg("train", *SHORT, "--iterations", "1", "--run-dir", "other")
     assert mismatch.code == 2
     assert "make a new split" in mismatch.err
 
 
 def test_flags_win_over_the_file(workspace: Path, sslseg: Sslseg) -> None:
-    (workspace / "sslseg.toml").write_text("[train]\niters = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n")
+    (workspace / "sslseg.toml").write_text("[train]\niterations = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n")
     run = sslseg("train").path
-    assert json.loads((run / "run.json").read_text())["iters"] == 3
-    run = sslseg("train", "--iters", "2", "--run-dir", "b").path
-    assert json.loads((run / "run.json").read_text())["iters"] == 2
+    assert json.loads((run / "run.json").read_text())["iterations"] == 3
+    run = sslseg("train", "--iterations", "2", "--run-dir", "b").path
+    assert json.loads((run / "run.json").read_text())["iterations"] == 2
     run = sslseg("train", "--epochs", "1", "--run-dir", "c").path
-    assert json.loads((run / "run.json").read_text())["iters"] == 2
+    assert json.loads((run / "run.json").read_text())["iterations"] == 6, "12 unlabeled images, 2 per iteration"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_flags_win_over_the_file(workspace: Path, sslseg: Sslseg) -> None:
         ("x = 1", "'x' is unknown"),
         ("[nope]", "'nope' is unknown"),
         ("[train]\nspeed = 1", "no key 'speed'"),
-        ("[train]\niters = 'many'", "must be int"),
+        ("[train]\niterations = 'many'", "must be int"),
         ("[train]\niters = true", "must be int"),
         ("[train\n", "cannot be read"),
         ("[dataset]\nlayout = 'folder'", "lacks 'root'"),
@@ -64,7 +64,12 @@ def test_a_wrong_file_names_section_and_key(tmp_path: Path, text: str, message: 
         Workspace.load(tmp_path).description()
 
 
-def test_without_a_file_the_embedded_dataset_is_used(tmp_path: Path) -> None:
+def test_the_old_name_of_a_key_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "sslseg.toml").write_text("[train]\niters = 3\n")
+    assert Workspace.load(tmp_path).train() == {"iterations": 3}
+
+
+def test_without_a_file_the_synthetic_dataset_is_used(tmp_path: Path) -> None:
     assert Workspace.load(tmp_path).description().layout == "shapes"
 
 

@@ -2,8 +2,8 @@
 
     python tools/bench_filters.py [--masks DIR] [--json]
 
-Each filter gets a plain file that h5py writes and reads, one chunk a mask. Sizes and times are relative to the filter that
-stores use. Zstandard and Blosc come from a package that sslseg does not need: ``pip install hdf5plugin``.
+For each filter h5py writes and reads a plain file with one chunk per mask. Sizes and times are relative to the filter
+that stores use. Zstandard and Blosc need a package that sslseg does not depend on: ``pip install hdf5plugin``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 import h5py
 import numpy as np
-from bench_store import drawn_masks, folder_masks
+from bench_store import folder_masks, synthetic_masks
 from rich.console import Console
 from rich.table import Table
 
-from sslseg.store.format import LEVELS, MASKS, create_file
+from sslseg.store.format import LABEL_MAP, LEVELS, create_file
 
-CHOSEN = f"gzip {LEVELS[MASKS]}"
+CHOSEN = f"gzip {LEVELS[LABEL_MAP.encoding]}"
 
 
 def choices() -> dict[str, Any]:
-    """Return how h5py is told to use each filter."""
+    """Return h5py's arguments for each filter."""
     found: dict[str, Any] = {
         f"gzip {level}": dict(compression="gzip", compression_opts=level) for level in (4, 6, 8, 9)
     }
@@ -44,14 +44,14 @@ def choices() -> dict[str, Any]:
 
 
 def compare(masks: dict[str, np.ndarray], folder: Path, *, rounds: int) -> dict[str, dict[str, float]]:
-    """Return bytes a mask, and milliseconds to write and to read one, by filter."""
+    """Return bytes per mask, and milliseconds to write and to read one, by filter."""
     report: dict[str, dict[str, float]] = {}
-    for filter_name, how in choices().items():
+    for filter_name, arguments in choices().items():
         path = folder / f"{filter_name}.h5"
         started = time.perf_counter()
         with create_file(path) as file:
             for name, mask in masks.items():
-                file.create_dataset(name, data=mask, chunks=mask.shape, **how)
+                file.create_dataset(name, data=mask, chunks=mask.shape, **arguments)
         seconds = time.perf_counter() - started
         report[filter_name] = dict(bytes=path.stat().st_size / len(masks), write_ms=1e3 * seconds / len(masks))
     times: dict[str, list[float]] = {name: [] for name in report}
@@ -69,14 +69,14 @@ def compare(masks: dict[str, np.ndarray], folder: Path, *, rounds: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--masks", type=Path, help="folder of PNG masks instead of drawn ones")
+    parser.add_argument("--masks", type=Path, help="folder of PNG masks instead of synthetic ones")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     if options.masks is not None:
         sets = {str(options.masks): folder_masks(options.masks)}
     else:
-        sets = {"drawn 96x96": drawn_masks(300, size=96), "drawn 384x384": drawn_masks(100, size=384)}
+        sets = {"synthetic 96x96": synthetic_masks(300, size=96), "synthetic 384x384": synthetic_masks(100, size=384)}
     reports = {}
     for name, masks in sets.items():
         with tempfile.TemporaryDirectory() as folder:

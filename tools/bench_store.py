@@ -2,8 +2,8 @@
 
     python tools/bench_store.py [--masks DIR] [--page PAGE] [--json]
 
-Masks are drawn (``sslseg.data.shapes``), and those of a dataset join them with ``--masks``. Ratios are store / PNG, below 1 is better; rounds of both
-are interleaved and the median counts, since absolute times mean little on a shared machine.
+Masks are those of the synthetic dataset and, with ``--masks``, of another one. Ratios are store / PNG: below 1 is
+better. Rounds of both are interleaved and the median is reported, since absolute times mean little on a shared machine.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pages import rewritten
 from rich.console import Console
 from rich.table import Table
 
-from sslseg.data import shapes
-from sslseg.data.files import read_raw_mask
+from sslseg.data import synthetic
+from sslseg.data.reading import read_raw_mask
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
 
 
-def drawn_masks(count: int, *, size: int) -> dict[str, np.ndarray]:
-    """Return ``count`` masks of the embedded dataset, size x size."""
-    return {f"{index:06d}": shapes.draw(index, seed=0, size=size)[1] for index in range(count)}
+def synthetic_masks(count: int, *, size: int) -> dict[str, np.ndarray]:
+    """Return ``count`` masks of the synthetic dataset, size x size."""
+    return {f"{index:06d}": synthetic.draw(index, seed=0, size=size)[1] for index in range(count)}
 
 
 def folder_masks(folder: Path) -> dict[str, np.ndarray]:
@@ -62,8 +62,8 @@ def measure(masks: dict[str, np.ndarray], folder: Path, *, rounds: int, own_byte
     readers: dict[str, Callable[[str], Any]] = dict(
         png=lambda name: cv2.imread(str(pngs[name]), cv2.IMREAD_UNCHANGED), store=store.mask
     )
-    for turn in range(rounds):
-        order = np.random.default_rng(turn).permutation(len(names))
+    for number in range(rounds):
+        order = np.random.default_rng(number).permutation(len(names))
         for kind, read in readers.items():
             started = time.perf_counter()
             for index in order:
@@ -87,14 +87,14 @@ def measure(masks: dict[str, np.ndarray], folder: Path, *, rounds: int, own_byte
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--masks", type=Path, help="folder of PNG masks, such as a dataset's own")
+    parser.add_argument("--masks", type=Path, help="folder of PNG masks, such as those of a dataset")
     parser.add_argument("--page", type=Path, help="documentation page to write the table into")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     sets: dict[str, tuple[dict[str, np.ndarray], int | None]] = {
-        "drawn 96x96": (drawn_masks(300, size=96), None),
-        "drawn 384x384": (drawn_masks(100, size=384), None),
+        "synthetic 96x96": (synthetic_masks(300, size=96), None),
+        "synthetic 384x384": (synthetic_masks(100, size=384), None),
     }
     if options.masks is not None:
         own = sum(path.stat().st_size for path in options.masks.rglob("*.png"))

@@ -1,60 +1,55 @@
-"""Measure a training step against its bare network passes in the same process: python tools/bench_train.py [--method NAME ...].
+"""Measure an iteration against its bare network passes in the same process: python tools/bench_train.py [--method NAME ...].
 
-``cct`` is no method of sslseg: a stand-in for CCT, an encoder of stride 8 with thirty auxiliary decoders, with whose memory
-GuidedMix-Net's is compared.
+A method is a name that ``--method`` of ``sslseg train`` knows, or the path of a config: ``tools/cct_config.py`` is a stand-in for CCT, an
+encoder of stride 8 with thirty auxiliary decoders, for comparing memory.
 
-The bare passes are every network's passes on the same images, already on the device: the student's (with a second branch) forward and
-backward and the optimiser's step, and the teacher's forward; no loss, no augmentation, no average. The step is what mmengine's loop
-calls: preprocessing, losses, backward pass, optimiser and every hook, without loading. Both are interleaved, step by step, and
-the median of their ratios counts, over pairs of rounds in which each comes first once. Ratios, not times, can be compared
-between machines.
+The bare passes (``SemiSegmentor.bare_passes``) are every network's passes on the same images, already on the device: forward, backward and
+the update of the optimizer; no loss, no augmentation, no EMA. The iteration is what mmengine's loop calls: preprocessing, losses, backward
+pass, optimizer and every hook, without loading. Both are interleaved, and the median of their ratios is reported, over pairs of rounds in
+which each comes first once. Ratios, not times, can be compared between machines. Parts that a method names (``bench_parts``) are measured
+alone, as a fraction of an iteration.
 
-``--profile`` lists the costliest operators of ten steps, and what in a method's losses makes the host wait for the device. The
-share of U2PL's contrastive part is that of partition, bank, loss and its backward pass, against steps in which they are left
-out and the projection heads' passes remain.
+``--profile`` lists the costliest operators of ten iterations, and what in a method's losses synchronizes GPU and CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import json
 import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from mmengine.device import get_device
 from pages import rewritten
-from passes import bare_passes, passes
 from rich.console import Console
 
-from sslseg.config import parse_assignment
-from sslseg.data.files import label_table, read_mask
+from sslseg.artifacts.run import Run
+from sslseg.catalog import methods
+from sslseg.config.assignments import parse_assignment
+from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.files import method_class
 from sslseg.data.labels import ignore_value
 from sslseg.data.layouts.shapes import describe
-from sslseg.data.pseudo import PseudoMasks
+from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.data.reading import label_table, read_mask
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
-from sslseg.registry import METHODS
-from sslseg.run import Run
-from sslseg.split import Split, SplitOptions, make_split
-from sslseg.store import StoreHeader, StoreReader, StoreWriter
-from sslseg.train import TrainOptions, build_config, quiet_mmengine
+from sslseg.split import SplitOptions, make_split
+from sslseg.splits.split import Split
+from sslseg.store import LABEL_MAP, StoreHeader, StoreReader, StoreWriter
+from sslseg.train import quiet_mmengine
 
-CCT = "cct"
-MODELS = dict.fromkeys(("guidedmix", CCT), "mitrans_r18s")  # where it is not the usual one
 console = Console(highlight=False, soft_wrap=True)
-PROFILED_STEPS = 10
+PROFILED_ITERATIONS = 10
+# Operators that read a value of the device on the CPU, or copy a map from it.
+SYNCHRONIZING = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize")
 
 
 def synchronize() -> None:
@@ -70,67 +65,36 @@ def timed(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def pipeline(model: Any, batch: Any) -> None:
-    """Run C on both models' predictions of the labelled images, here their truth."""
-    labeled = batch["labeled_weak"]
-    both = dict(labels=labeled["labels"].repeat(2, 1, 1))
-    model.task.flaws(
-        torch.full(
-            (len(both["labels"]), model.task.channels, *both["labels"].shape[1:]), 0.1, device=labeled["labels"].device
-        ),
-        both,
-    )
-
-
-@contextlib.contextmanager
-def without_contrast(model: Any) -> Iterator[None]:
-    """Leave partition, bank and contrastive loss of U2PL out; the passes of the projection heads remain."""
-
-    def passes_alone(features: torch.Tensor, keys: torch.Tensor, *_: Any) -> torch.Tensor:
-        with torch.no_grad():
-            model.key_projection.network(keys)
-        return model.projection(features).square().mean()
-
-    with (
-        mock.patch.object(model, "compare", passes_alone),
-        mock.patch.object(model, "negatives_of", return_value=torch.tensor(data=True)),
-        mock.patch("sslseg.functional.contrast.quantile", return_value=torch.tensor(1.0)),
-    ):
-        yield
-
-
 def profiled(work: Any) -> Any:
     """Return the profiler's averages over ten calls of ``work``."""
     cuda = get_device() == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if cuda else [])]
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(PROFILED_STEPS):
+        for _ in range(PROFILED_ITERATIONS):
             work()
     return profile.key_averages()
 
 
-def profile_of(step: Any, losses: Any) -> dict[str, Any]:
-    """Return the costliest operators of a step, and what in its losses makes the host wait, by step."""
+def profile_of(iteration: Any, losses: Any) -> dict[str, Any]:
+    """Return the costliest operators of an iteration, and what in its losses synchronizes, by iteration."""
     order = f"self_{get_device()}_time_total"
-    waits = {
-        item.key: item.count / PROFILED_STEPS for item in profiled(losses) if item.key in WAITS or "DtoH" in item.key
+    found = {
+        item.key: item.count / PROFILED_ITERATIONS
+        for item in profiled(losses)
+        if item.key in SYNCHRONIZING or "DtoH" in item.key
     }
-    return dict(operators=profiled(step).table(sort_by=order, row_limit=15), waits=waits)
-
-
-# Operators that read a value of the device on the host, or copy a map from it.
-WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize")
+    return dict(operators=profiled(iteration).table(sort_by=order, row_limit=15), synchronizations=found)
 
 
 def peak_memory() -> float:
-    """Return the most memory that was held so far, in GiB: the tensors of a GPU, or the whole process on a CPU."""
+    """Return the peak of the memory so far, in GiB: the tensors of a GPU, or the whole process on a CPU."""
     if get_device() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def both_orders(values: list[float]) -> list[float]:
-    """Return means of two rounds each, in which bare passes and step come first by turns."""
+    """Return means of two rounds each, in which bare passes and iteration come first alternately."""
     return [statistics.mean(pair) for pair in zip(values[::2], values[1::2], strict=False)]
 
 
@@ -139,31 +103,27 @@ def stored_labels(split: Split, folder: Path) -> PseudoMasks:
     samples = split.samples("train")
     colors = tuple((color[0], color[1], color[2]) for color in split.dataset.palette)
     header = StoreHeader(split.dataset.classes, colors, ignore_value(split.dataset.num_classes), len(samples))
-    with StoreWriter(folder / "masks.h5", header=header, ids=[sample.id for sample in samples]) as writer:
+    ids = [sample.id for sample in samples]
+    with StoreWriter(folder / "masks.h5", header=header, ids=ids, kinds={"masks": LABEL_MAP}) as writer:
         for sample in samples:
             writer.add(sample.id, mask=read_mask(str(sample.mask), label_table(split.dataset)))
     return PseudoMasks(StoreReader(writer.finalize()))
 
 
-def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, Any]:
-    """Return medians of the bare passes, of the whole step and of loading a batch, and their ratios."""
+def measure(options: TrainOptions, *, iterations: int, profile: bool) -> dict[str, Any]:
+    """Return medians of the bare passes, of the whole iteration and of loading a batch, and their ratios."""
     launch("none", options.device)
     split = make_split(describe(), SplitOptions(ratio="1/8"))
     with tempfile.TemporaryDirectory() as folder, quiet_mmengine():
         run = Run(Path(folder) / "run")
         run.checkpoints.mkdir(parents=True)
-        config = build_config(split, replace(options, method="guidedmix") if options.method == CCT else options)
-        if options.method == CCT:
-            config.method = dict(type="AuxiliaryDecoders", decoders=30)
-            # CCT's encoder is a dilated ResNet of stride 8, as PSPNet's.
-            config.model.backbone.update(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
-            config.model.decode_head.strides = (4, 8, 8, 8)
+        config = build_config(split, options)
         if "warmup" in config.method:
             config.method.warmup = 0.0  # what follows it is measured
-        masks = stored_labels(split, Path(folder)) if METHODS.get(config.method.type).needs_pseudo_masks else None
+        masks = stored_labels(split, Path(folder)) if method_class(config).needs_pseudo_masks else None
         training = build_training(run, split, config, options, masks)
         runner = training.runner
-        times: dict[str, list[float]] = dict(bare=[], step=[], load=[], c=[], plain=[])
+        times: dict[str, list[float]] = dict(bare=[], iteration=[], load=[])
         state: dict[str, Any] = {}
 
         def interleave(_: Any) -> None:
@@ -176,28 +136,23 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
                 state["batch"] = next(batches)
 
             def bare() -> None:
-                runner.optim_wrapper.update_params(bare_passes(model, *state["images"]))
+                # Squares have a minimum: logits that grew without limit would make exponentials denormal, and the passes slow.
+                outputs = model.bare_passes(state["views"])
+                runner.optim_wrapper.update_params(torch.stack([one.float().square().mean() for one in outputs]).sum())
 
-            def plain() -> None:
-                with without_contrast(model):
-                    loop.run_iter(state["batch"])
-
-            for number in range(steps):
+            works = dict(bare=bare, iteration=lambda: loop.run_iter(state["batch"]))
+            for number in range(iterations):
                 model.train()
                 times["load"].append(timed(load))
                 with torch.no_grad():
-                    batch = model.data_preprocessor(state["batch"], True)["batch"]
-                    state["images"] = passes(model, batch)
-                    if hasattr(model, "right"):
-                        times["c"].append(timed(functools.partial(pipeline, model, batch)))
-                # In turns: whichever comes first competes with the loader, which makes the next batch.
-                works = dict(bare=bare, step=lambda: loop.run_iter(state["batch"]))
-                if hasattr(model, "contrast"):
-                    works["plain"] = plain
+                    state["views"] = model.data_preprocessor(state["batch"], True)["batch"]
+                # Alternately: whichever comes first competes with the loader, which makes the next batch.
                 for name in sorted(works, reverse=bool(number % 2)):
                     times[name].append(timed(works[name]))
+                for name, work in model.bench_parts(state["views"]).items():
+                    times.setdefault(f"part {name}", []).append(timed(work))
             if profile:
-                state["profile"] = profile_of(works["step"], lambda: model.loss(batch))
+                state["profile"] = profile_of(works["iteration"], lambda: model.loss(state["views"]))
             loop.stop_training = True
 
         hook = training.monitor
@@ -208,22 +163,24 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
         finally:
             training.close()
     late = {name: both_orders(values[len(values) // 5 // 2 * 2 :]) for name, values in times.items()}
-    medians = {name: statistics.median(values) for name, values in late.items() if values}
-    # Neighbours are compared: the machine's own pace drifts from one second to the next.
-    ratios = [step / bare for step, bare in zip(late["step"], late["bare"], strict=True)]
-    contrast = [1.0 - plain / step for step, plain in zip(late["step"], late["plain"], strict=False)]
+    medians = {name: statistics.median(values) for name, values in late.items()}
+    # Neighbors are compared: the machine's own pace drifts from one second to the next.
+    ratios = [iteration / bare for iteration, bare in zip(late["iteration"], late["bare"], strict=True)]
     return dict(
-        method=options.method,
-        model=options.model or MODELS.get(options.method, "deeplabv3plus_r18s"),
+        method=config.method.type,
+        head=config.model.decode_head.type.removesuffix("Head"),
         device=get_device(),
-        steps=steps,
+        iterations=iterations,
         bare_ms=1e3 * medians["bare"],
-        step_ms=1e3 * medians["step"],
-        step_ratio=statistics.median(ratios),
-        step_ratios=ratios,
+        iteration_ms=1e3 * medians["iteration"],
+        iteration_ratio=statistics.median(ratios),
+        iteration_ratios=ratios,
         load_ratio=medians["load"] / medians["bare"],
-        c_share=medians["c"] / medians["step"] if "c" in medians else None,
-        contrast_share=statistics.median(contrast) if contrast else None,
+        parts={
+            name.removeprefix("part "): median / medians["iteration"]
+            for name, median in medians.items()
+            if name.startswith("part ")
+        },
         memory_gib=peak_memory(),
         **state.get("profile", {}),
         training_memory_gib=peak_memory() - (0.0 if get_device() == "cuda" else state["before"]),
@@ -232,14 +189,13 @@ def measure(options: TrainOptions, *, steps: int, profile: bool) -> dict[str, An
 
 HEADINGS = (
     "method",
-    "model",
+    "decode head",
     "device",
     "batch",
     "crop",
-    "step / bare passes",
+    "iteration / bare passes",
     "waiting for the loader / bare passes",
-    "C / step",
-    "contrast / step",
+    "parts of an iteration",
     "peak memory (GiB)",
     "of it since training began",
 )
@@ -247,50 +203,55 @@ HEADINGS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--method",
-        nargs="+",
-        default=["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "u2pl", "guidedmix", CCT],
-    )
+    parser.add_argument("--method", nargs="+", help="names of methods, or paths of configs; by default every method")
     parser.add_argument("--model")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch-size", type=int, default=8, help="labelled images, and as many others")
+    parser.add_argument("--iterations", type=int, default=120)
+    parser.add_argument("--batch-size", type=int, default=8, help="labeled images, and as many others")
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", dest="assignments", action="append", default=[], help="a.b=value of the config")
     parser.add_argument("--page", type=Path, help="documentation page to write the figures into")
-    parser.add_argument(
-        "--profile", action="store_true", help="list the costliest operators, and what waits for the device"
-    )
+    parser.add_argument("--profile", action="store_true", help="list the costliest operators, and what synchronizes")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of text")
     asked = parser.parse_args()
     rows = []
-    for method in asked.method:
+    for name in asked.method or [method.name for method in methods()]:
         options = TrainOptions(
-            method=method,
+            method=name,
+            config=name if name.endswith(".py") else None,
             model=asked.model,
-            iters=10 * asked.steps,
+            iterations=10 * asked.iterations,
             batch_size=asked.batch_size,
             crop=(asked.crop, asked.crop),
             device=asked.device,
             pretrained="none",
             assignments=dict(map(parse_assignment, asked.assignments)),
         )
-        # Each in a process of its own: the most memory that one has held includes what went before.
+        # Each in a process of its own: the peak of its memory includes what went before.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            report = process.submit(measure, options, steps=asked.steps, profile=asked.profile).result()
-        ratios = (f"{report[name]:.2f}" for name in ("step_ratio", "load_ratio"))
-        shares = ("-" if report[name] is None else f"{report[name]:.1%}" for name in ("c_share", "contrast_share"))
-        row = (method, report["model"], report["device"], str(asked.batch_size), str(asked.crop), *ratios, *shares)
-        row = (*row, f"{report['memory_gib']:.1f}", f"{report['training_memory_gib']:.2f}")
+            report = process.submit(measure, options, iterations=asked.iterations, profile=asked.profile).result()
+        row = (
+            report["method"],
+            report["head"],
+            report["device"],
+            str(asked.batch_size),
+            str(asked.crop),
+            f"{report['iteration_ratio']:.2f}",
+            f"{report['load_ratio']:.2f}",
+            ", ".join(f"{part} {fraction:.1%}" for part, fraction in report["parts"].items()) or "-",
+            f"{report['memory_gib']:.1f}",
+            f"{report['training_memory_gib']:.2f}",
+        )
         rows.append(row)
         if asked.json:
             print(json.dumps(report))
         else:
-            console.print(", ".join(f"{name}: {value}" for name, value in zip(HEADINGS, row, strict=True)))
+            console.print(", ".join(f"{heading}: {value}" for heading, value in zip(HEADINGS, row, strict=True)))
             if asked.profile:
                 console.print(report["operators"], markup=False)
-                console.print("in the losses of a step the host reads from the device:", report["waits"], markup=False)
+                console.print(
+                    "synchronizations in the losses of an iteration:", report["synchronizations"], markup=False
+                )
     if asked.page is not None:
         lines = ["| " + " | ".join(cells) + " |" for cells in (HEADINGS, ["---"] * len(HEADINGS), *rows)]
         asked.page.write_text(rewritten(asked.page.read_text(), "\n".join(lines), tool="tools/bench_train.py"))

@@ -1,4 +1,4 @@
-"""The whole flow on the embedded dataset, as a user types it: split, train, pseudolabel, refine, eval, and a closing table.
+"""The whole flow on the built-in synthetic dataset, as a user types it: split, train, pseudolabel, refine, eval, and a closing table.
 
 ``make demo`` runs it. Every step is a process of its own, and takes the path that the step before it printed.
 """
@@ -31,16 +31,16 @@ def step(*arguments: str, cwd: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="working folder; emptied first")
-    parser.add_argument("--iters", default="1000", help="optimisation steps of the training (default: 1000)")
+    parser.add_argument("--iterations", default="1000", help="iterations of each training (default: 1000)")
     options = parser.parse_args()
     folder: Path = options.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
     split = step("split", "--ratio", "1/8", cwd=folder)
-    run = step("train", "--method", "supervised", "--split", split, "--iters", options.iters, cwd=folder)
+    run = step("train", "--method", "supervised", "--split", split, "--iterations", options.iterations, cwd=folder)
     store = step("pseudolabel", run, "--subset", "train", cwd=folder)
-    refined = step("refine", store, "--iters", options.iters, cwd=folder)
+    refined = step("refine", store, "--iterations", options.iterations, cwd=folder)
     better = step("pseudolabel", refined, "--export-png", "pictures", cwd=folder)
     first_scores = step("eval", run, cwd=folder)
     model_scores = step("eval", refined, "--figures", "figures", cwd=folder)

@@ -1,6 +1,6 @@
 """Copy a folder of images and masks at another size: python tools/resize_dataset.py DATA OUT --factor 0.5.
 
-The three-stage paper trains and evaluates Cityscapes at half size. Images shrink by area averaging, masks (PNG under a folder whose
+Some papers train and evaluate Cityscapes at half size. Images shrink by area averaging, masks (PNG under a folder whose
 name tells it) take the nearest pixel, so every label stays one of the labels; other files are copied. What is there already is kept.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 from rich.progress import track
 
-from sslseg.data.files import read_image, read_raw_mask
+from sslseg.data.reading import read_image, read_raw_mask
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 MASK_FOLDERS = ("mask", "label", "annot", "gtfine", "segmentation")
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--factor", type=float, required=True)
     options = parser.parse_args()
     if not options.data.is_dir():
-        raise SystemExit(f"{options.data} is no folder")
+        raise SystemExit(f"{options.data} is not a folder")
     files = [path for path in sorted(options.data.rglob("*")) if path.is_file()]
     for path in track(files, f"x {options.factor:g}"):
         name = path.relative_to(options.data)

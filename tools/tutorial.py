@@ -15,10 +15,12 @@ from pathlib import Path
 
 from pages import rewritten
 
-from sslseg.run import environment
+from sslseg.artifacts.run import environment
 
 CLASSES = "Sky,Building,Pole,Road,Pavement,Tree,SignSymbol,Fence,Car,Pedestrian,Bicyclist"
-PROGRESS = re.compile(r"^(step .* s/step, .* left|(look at masks|scan|predict|export|evaluate|read masks) \d+/\d+)$")
+PROGRESS = re.compile(
+    r"^(iteration .* s/iteration, .* left|(look at masks|scan|predict|export|evaluate|read masks) \d+/\d+)$"
+)
 
 
 def commands(data: Path) -> list[list[str]]:
@@ -57,8 +59,8 @@ def main() -> None:
         lines = [line.rstrip() for line in done.stdout.splitlines() if not PROGRESS.match(line)]
         session += [shown, *lines, ""]
     text = "\n".join(session).replace(str(data), "camvid").replace(f"{options.folder.absolute()}/", "")
-    told = ", ".join(f"{name} {value}" for name, value in environment().items())
-    block = f"Measured with {told}; seed 0.\n\n```text\n{text.rstrip()}\n```"
+    found = ", ".join(f"{name} {value}" for name, value in environment().items())
+    block = f"Measured with {found}; seed 0.\n\n```text\n{text.rstrip()}\n```"
     options.page.write_text(rewritten(options.page.read_text(), block, tool="tools/tutorial.py"))
 
 

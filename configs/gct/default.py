@@ -3,11 +3,7 @@ _base_ = [
     '../_base_/models/deeplabv3plus_r18s.py',
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
-    '../_base_/methods/gct.py',
 ]
 method = dict(
-    detector=dict(width=8, strides=(2, 2, 1, 2, 1, 1, 1, 1)),
-    consistency_weight=2.0,
-    rampup_epochs=None,
-    rampup=0.5)
+    type='GCT', detector=dict(width=8, strides=(2, 2, 1, 2, 1, 1, 1, 1)), consistency_weight=2.0, rampup=0.5)
 optimizers = dict(detector=dict(lr=1e-3))

@@ -1,1 +1,2 @@
-_base_ = ['../_base_/recipes/gct_voc_deeplabv2.py', '../_base_/methods/gct.py']
+_base_ = '../_base_/recipes/gct_voc_deeplabv2.py'
+method = dict(type='GCT')

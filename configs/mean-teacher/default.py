@@ -3,5 +3,5 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
-method = dict(type='MeanTeacher', consistency='mse', weight=1.0, rampup=0.1, decay=0.99)
+method = dict(type='MeanTeacher')
 views = dict(strong=[])  # student and teacher see the same view

@@ -1,7 +1,6 @@
-# GCT paper, Appendix C: weight 0.1.
 _base_ = [
     '../_base_/models/deeplabv3plus_r18s.py',
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
-method = dict(type='S4L', classifier=dict(width=16), weight=0.1)
+method = dict(type='S4L', classifier=dict(width=16))

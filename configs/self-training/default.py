@@ -3,5 +3,5 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
-method = dict(type='SelfTraining', weight=1.0)
+method = dict(type='SelfTraining')
 views = dict(strong=[])  # stored masks are learned from the weak view

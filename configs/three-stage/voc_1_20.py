@@ -1,3 +1,4 @@
-# Sec. IV-B, 1/20 of the labels: lambda = 5/4.
-_base_ = './voc_1_50.py'
-method = dict(consistency_weight=1.25, pseudo_weight=1.25)
+# Sec. IV-B, 1/20 of the labels: lambda = 5/4; 1 image from L and U, 9 from L.
+_base_ = '../_base_/recipes/three_stage_voc.py'
+data = dict(batch_size=9, unlabeled_batch_size=1)
+method = dict(type='ThreeStage', consistency_weight=1.25, pseudo_weight=1.25)

@@ -1,2 +1,2 @@
-_base_ = ['../_base_/recipes/u2pl_cityscapes.py', '../_base_/methods/u2pl.py']
-method = dict(warmup_epochs=20)
+_base_ = '../_base_/recipes/u2pl_cityscapes.py'
+method = dict(type='U2PL', warmup='20 epochs')

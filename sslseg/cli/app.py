@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sslseg.cli import evaluate, export, init, inspect, merge, pseudolabel, refine, split, train, verify
+from sslseg.cli import evaluate, export, init, inspect, merge, methods, pseudolabel, refine, split, train, verify
 
 app = typer.Typer(
     name="sslseg",
@@ -16,9 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Semi-supervised segmentation: from a folder of images, a few of them labelled, to a good model.\n\n"
+        "Semi-supervised segmentation: from a folder of images, a few of them labeled, to a good model.\n\n"
         "Every command prints one line on stdout, the path of what it made, and takes '-' for the path that the command"
-        " before it in a pipeline printed. Without sslseg.toml the embedded dataset is used:\n\n"
+        " before it in a pipeline printed. Without sslseg.toml a built-in synthetic dataset is used:\n\n"
         "sslseg split --ratio 1/8 && sslseg train --method supervised && sslseg pseudolabel --subset train && sslseg refine && sslseg eval"
     ),
 )
@@ -30,6 +30,7 @@ for name, module in (
     ("pseudolabel", pseudolabel),
     ("refine", refine),
     ("eval", evaluate),
+    ("methods", methods),
     ("export", export),
     ("merge", merge),
     ("verify", verify),

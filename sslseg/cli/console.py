@@ -1,4 +1,4 @@
-"""What the commands share on the terminal: one line on stdout, everything else on stderr."""
+"""The terminal output that commands share: one line on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -39,19 +39,21 @@ def source_argument(value: str | None) -> str | None:
         try:
             return str(json.loads(line)["path"])
         except (ValueError, KeyError) as error:
-            raise UserError(f"stdin holds no path: {line[:80]!r}; pipe the output of another sslseg command") from error
+            raise UserError(
+                f"stdin does not hold a path: {line[:80]!r}; pipe the output of another sslseg command"
+            ) from error
     return line
 
 
 def show(table: Any, title: str) -> None:
-    """Print a Rich table on stderr under a title that is never wrapped to the table's width."""
+    """Print a Rich table on stderr under a title that is not wrapped to the table's width."""
     stderr.print(f"\n{escape(title)}", style="bold", soft_wrap=True)
     stderr.print(table)
 
 
 def run(main: Callable[[], int | None]) -> int:
     """Call ``main`` and turn what it raises into the contract's exit codes (0, 1, 2, 130)."""
-    from sslseg.cli.errors import exit_code
+    from sslseg.cli.exit_codes import exit_code
 
     try:
         # Outside its standalone mode Typer returns the code of `typer.Exit`, and a command's own result is None.

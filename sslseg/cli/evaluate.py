@@ -22,7 +22,7 @@ from sslseg.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from sslseg.split import Split
+    from sslseg.splits.split import Split
 
 
 def command(
@@ -35,7 +35,7 @@ def command(
     subset: Annotated[
         str | None,
         typer.Option(
-            help="Images to score: val, unlabeled, labeled, train or all. Default: val; of a store, what it holds.",
+            help="Images to score: val, unlabeled, labeled, train or all. Default: val, or all images of a store.",
             show_default=False,
         ),
     ] = None,
@@ -52,28 +52,30 @@ def command(
     figures: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for panels (image, truth, prediction, error, a store's flaw maps) and the confusion matrix.",
+            help="Folder for panels (image, truth, prediction, errors, further score maps of a store) and the confusion"
+            " matrix.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File for the scores; by default beside what was scored.", show_default=False),
+        typer.Option(help="File for the scores; by default beside the source.", show_default=False),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model, or the masks of a store, against the labels.
 
-    A run is scored by its best checkpoint, and the last one's score from its training is shown beside it. A store is
-    scored on those of its ids that have a label. The mode is part of every number.
+    Of a run, the best checkpoint is scored, and the scores recorded in training are shown, too. Of a store, the images
+    with a label are scored. The mode is part of every number.
     """
-    from sslseg.artifacts import enclosing_run, find_model, identify
+    from sslseg.artifacts.find import find_model, identify
+    from sslseg.artifacts.run import enclosing_run
+    from sslseg.artifacts.workspace import Workspace
     from sslseg.cli.options import check_which, find_split, protocol
     from sslseg.distributed import launch
     from sslseg.evaluate import evaluate_model, evaluate_store
     from sslseg.files import write_json
     from sslseg.store import StoreReader
-    from sslseg.workspace import Workspace
 
     launch(launcher, device)
     artifact = identify(source_argument(source) or Workspace.load().newest_run())
@@ -107,7 +109,7 @@ def _words(protocol: Any) -> list[str]:
 
 
 def _training_scores(model: Any) -> dict[str, Any]:
-    """Return the last and best checkpoints' scores as training has recorded them."""
+    """Return the scores of the last and the best checkpoint that training recorded."""
     record = model.run.read() if model.run is not None else {}
     keys = ("last", "best", "protocol")
     return (
@@ -131,7 +133,7 @@ def _show(scores: dict[str, Any], split: Split) -> None:
     show(table, f"{split.dataset.name}, {scores['subset']} ({scores['images']} images), {scores['protocol']}")
     training = scores.get("training", {})
     recorded = [
-        f"{which} checkpoint {training[which]['mIoU']:.2f} (step {training[which]['iter']})"
+        f"{which} checkpoint {training[which]['mIoU']:.2f} (iteration {training[which]['iteration']})"
         for which in ("last", "best")
         if training.get(which, {}).get("mIoU") is not None
     ]
@@ -140,12 +142,11 @@ def _show(scores: dict[str, Any], split: Split) -> None:
         note(f"mIoU of {kind}: {found['mIoU']:.2f}, pixel accuracy {found['aAcc']:.2f}")
     for kind, found in scores.get("error_detection", {}).items():
         if found["auroc"] is not None:
-            name = "1 - confidence" if kind == "confidence" else kind
-            note(
-                f"errors found by {name}: AUROC {found['auroc']:.3f}, average precision {found['average_precision']:.3f}"
-            )
+            name = f"1 - {kind}" if found["high"] == "right" else kind
+            values = f"AUROC {found['auroc']:.3f}, AP {found['average_precision']:.3f}"
+            note(f"misclassification detection with {name}: {values}")
     if "reliable" in scores:
         found = scores["reliable"]
-        note(f"marked as reliable: {found['share']:.1f}% of the pixels, mIoU {found['mIoU']:.2f} there")
+        note(f"reliable pixels: {found['share']:.1f}%, with mIoU {found['mIoU']:.2f}")
     if recorded:
         note(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}")

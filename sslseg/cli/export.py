@@ -24,10 +24,10 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a plain mmseg config and checkpoint, which mmseg's init_model loads without sslseg."""
-    from sslseg.artifacts import find_model
+    from sslseg.artifacts.find import find_model
+    from sslseg.artifacts.workspace import Workspace
     from sslseg.cli.options import check_which
     from sslseg.export import export
-    from sslseg.workspace import Workspace
 
     model = find_model(source_argument(source) or Workspace.load().newest_run(), which=check_which(which))
     folder = out or (model.run.folder if model.run is not None else model.checkpoint.parent) / "export"

@@ -13,7 +13,7 @@ def command(
     path: Annotated[str, typer.Argument(help="Split, run directory, checkpoint or store, or '-'.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what an artefact says of itself."""
+    """Show the metadata of a split, a run, a checkpoint or a store."""
     from rich.table import Table
 
     from sslseg.inspect import inspect

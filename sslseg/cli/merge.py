@@ -15,7 +15,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="The store to write.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Join the shards that `sslseg pseudolabel --shard i/n` made into one store."""
+    """Merge the shards of `sslseg pseudolabel --shard i/n` into one store."""
     from sslseg.store import StoreReader, merge_stores
 
     path = merge_stores(stores, out)

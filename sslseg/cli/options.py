@@ -1,4 +1,4 @@
-"""Options that several commands share, and the values that they take from the working folder."""
+"""Options that several commands share, and the defaults that come from the working folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sslseg.errors import UserError
 
 if TYPE_CHECKING:
     from sslseg.inference import Protocol
-    from sslseg.split import Split
+    from sslseg.splits.split import Split
 
 DataOption = Annotated[
     Path | None,
@@ -32,7 +32,7 @@ CropOption = Annotated[
 ]
 StrideOption = Annotated[
     str | None,
-    typer.Option(help="Step of the sliding window, N or HxW; by default two thirds of --crop.", show_default=False),
+    typer.Option(help="Stride of the sliding window, N or HxW; by default two thirds of --crop.", show_default=False),
 ]
 TtaOption = Annotated[bool, typer.Option("--tta", help="Average over six scales (0.5 to 1.75), each also mirrored.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -50,7 +50,7 @@ def parse_size(text: str | int | None, option: str = "--crop") -> tuple[int, int
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"{option} {text!r} is no size; write pixels as N or HxW")
+        raise UserError(f"{option} {text!r} is not a size; write pixels as N or HxW")
     return sides[0], sides[-1]
 
 
@@ -71,8 +71,8 @@ def check_which(which: str) -> str:
 
 def find_split(split: Path | None, data: Path | None) -> Split:
     """Return the split that the options name, or the newest of the working folder."""
-    from sslseg.split import Split
-    from sslseg.workspace import Workspace
+    from sslseg.artifacts.workspace import Workspace
+    from sslseg.splits.split import Split
 
     if split is None:
         split = Workspace.load().newest_split()

@@ -38,7 +38,7 @@ def command(
     scores: Annotated[
         str | None,
         typer.Option(
-            help="What to store beside the masks, with commas: confidence, entropy, flaw, models (each model's own mask),"
+            help="What to store beside the masks, with commas: confidence, entropy, and maps of the method's own, such as flaw;"
             " or none. Default: all scores that the model gives.",
             show_default=False,
         ),
@@ -52,17 +52,19 @@ def command(
             show_default=False,
         ),
     ] = None,
-    decouple: Annotated[
-        bool,
+    predictor: Annotated[
+        str | None,
         typer.Option(
-            "--decouple",
-            help="Of a guidedmix run: masks decoupled from mixtures with similar labelled images, beside the direct ones.",
+            help="How the method predicts, where it has several ways; `sslseg methods NAME` lists them.",
+            show_default=False,
         ),
-    ] = False,
-    decouple_from: Annotated[
+    ] = None,
+    references: Annotated[
         int | None,
         typer.Option(
-            min=1, help="With --decouple: how many of the most similar labelled images. Default: 1.", show_default=False
+            min=1,
+            help="For a predictor that compares with labeled images: how many, the most similar ones. Default: 1.",
+            show_default=False,
         ),
     ] = None,
     which: WhichOption = "best",
@@ -72,7 +74,7 @@ def command(
     crop: CropOption = None,
     stride: StrideOption = None,
     tta: TtaOption = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass, of one size.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass, of one size.")] = 4,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
     launcher: LauncherOption = "none",
@@ -98,17 +100,14 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict images with a trained model and write masks and scores into an HDF5 store."""
-    from sslseg.artifacts import check_classes, find_model
+    from sslseg.artifacts.find import check_classes, find_model
+    from sslseg.artifacts.workspace import Workspace
     from sslseg.cli.options import check_which, find_split, protocol
     from sslseg.distributed import launch
-    from sslseg.errors import UserError
     from sslseg.pseudolabel import PseudolabelOptions, folder_samples, pseudolabel
     from sslseg.pseudolabel import export_png as export
     from sslseg.store import StoreReader
-    from sslseg.workspace import Workspace
 
-    if decouple_from is not None and not decouple:
-        raise UserError("--decouple-from belongs to --decouple; add it")
     options = PseudolabelOptions(
         scores=None if scores is None else tuple(name for name in map(str.strip, scores.split(",")) if name != "none"),
         protocol=protocol(mode, crop, stride, tta=tta),
@@ -117,7 +116,8 @@ def command(
         shard=parse_shard(shard),
         resume=resume,
         reliability=reliability,
-        decouple=(decouple_from or 1) if decouple else 0,
+        predictor=predictor,
+        references=references,
     )
     launch(launcher, device)
     model = find_model(source_argument(source) or Workspace.load().newest_run(), which=check_which(which))
@@ -127,7 +127,7 @@ def command(
     check_classes(model, given.dataset.classes, where=f"dataset {given.dataset.name!r}")
     samples = folder_samples(images) if images is not None else given.samples(subset)
     part = images.absolute().name if images is not None else subset
-    part_name = f"{part}-decoupled" if decouple else part
+    part_name = part if predictor in (None, next(iter(model.method.predictors))) else f"{part}-{predictor}"
     name = part_name if shard is None else f"{part_name}-shard-{options.shard[0]}-of-{options.shard[1]}"
     folder = model.run.stores if model.run is not None else model.checkpoint.parent / "stores"
     path = pseudolabel(
@@ -137,7 +137,7 @@ def command(
         options,
         description=given.dataset,
         provenance=dict(subset=part, data=given.dataset.root),
-        references=given.samples("labeled") if decouple else (),
+        labeled=given.samples("labeled"),
     )
     store = StoreReader(path)
     if export_png is not None:

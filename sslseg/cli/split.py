@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from sslseg.cli.options import DataOption, WorkersOption
 
 if TYPE_CHECKING:
     from sslseg.data.scan import Scan
-    from sslseg.split import Split
+    from sslseg.splits.split import Split
 
 PathOption = Path | None
 
@@ -20,21 +21,27 @@ PathOption = Path | None
 def command(
     ratio: Annotated[
         str | None,
-        typer.Option(help="Labelled share: 1/8, 12.5% or 0.125. Default: 1/8.", show_default=False),
+        typer.Option(
+            help="Fraction of training images that count as labeled: 1/8, 12.5% or 0.125. Default: 1/8.",
+            show_default=False,
+        ),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Number of labelled images instead.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-    nested: Annotated[bool, typer.Option(help="Make the smaller ratios of a seed prefixes of the larger ones.")] = True,
+    count: Annotated[
+        int | None, typer.Option(help="Number of labeled images, instead of --ratio.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the choice.")] = 0,
+    nested: Annotated[bool, typer.Option(help="Make the smaller splits of a seed prefixes of its larger ones.")] = True,
     stratify: Annotated[
         bool,
-        typer.Option("--stratify", help="Cover every class and keep the class shares; reads all training masks."),
+        typer.Option("--stratify", help="Cover every class and match the class frequencies; reads all training masks."),
     ] = False,
     labeled_list: Annotated[
         PathOption,
-        typer.Option(help="Published list of labelled images, in any known format.", show_default=False),
+        typer.Option(help="Published list of labeled images, in any of the known formats.", show_default=False),
     ] = None,
     unlabeled_list: Annotated[
-        PathOption, typer.Option(help="List of unlabelled images; by default all others.", show_default=False)
+        PathOption,
+        typer.Option(help="List of unlabeled images; by default all other training images.", show_default=False),
     ] = None,
     val_list: Annotated[PathOption, typer.Option(help="List of validation images.", show_default=False)] = None,
     data: DataOption = None,
@@ -46,34 +53,37 @@ def command(
         str | None, typer.Option(help="Class names of --data, as for sslseg init.", show_default=False)
     ] = None,
     unlabeled_dir: Annotated[
-        PathOption, typer.Option(help="A further folder of images without masks.", show_default=False)
+        PathOption, typer.Option(help="Another folder of images, without masks.", show_default=False)
     ] = None,
-    scan: Annotated[bool, typer.Option(help="Open every image and the labelled masks to find damage now.")] = True,
+    scan: Annotated[
+        bool, typer.Option(help="Open every image and the labeled masks to find damaged files now.")
+    ] = True,
     workers: WorkersOption = 2,
     out: Annotated[
         PathOption,
-        typer.Option(help="Folder to write; by default splits/<dataset>-<ratio>-seed<seed>.", show_default=False),
+        typer.Option(help="Folder to write to; by default splits/<dataset>-<ratio>-seed<seed>.", show_default=False),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Choose which training images count as labelled, and write split.json and plain lists.
+    """Choose which training images count as labeled, and write split.json and plain lists.
 
-    Without sslseg.toml and --data the embedded dataset is used. The masks of unlabelled images are never read, except
-    by --stratify.
+    Without sslseg.toml and --data, the built-in synthetic dataset is used. The masks of unlabeled images are never read,
+    except by --stratify.
     """
     from dataclasses import replace
 
+    from sslseg.artifacts.workspace import Workspace
     from sslseg.errors import UserError
     from sslseg.init import describe
     from sslseg.split import SplitOptions, make_split
-    from sslseg.workspace import Workspace
+    from sslseg.splits.family import SEEDED
 
-    workspace = Workspace.load()
+    workspace, listing = Workspace.load(), None
     if data is not None:
         found = describe(
             data, layout_name=layout, ignore_index=ignore_index, classes=classes, unlabeled_dir=unlabeled_dir
         )
-        dataset = found.description
+        dataset, listing = found.description, found.listing
     else:
         if layout != "auto" or ignore_index is not None or classes is not None:
             raise UserError(
@@ -96,18 +106,19 @@ def command(
             val_list=val_list,
             workers=workers,
         ),
+        listing=listing,
     )
     if scan:
-        from sslseg.data.scan import scan as look
+        from sslseg.data.scan import scan as check
 
-        sides = {side: split.samples(side) for side in ("labeled", "unlabeled", "val")}
-        _show(split, look(sides, dataset, masks=("labeled", "val"), workers=workers))
-    note(f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation images")
-    if split.family["name"] != "own draw":
-        share = f", {100 * split.family['fine_share']:.1f} % finely annotated" if "fine_share" in split.family else ""
-        note(f"family: {split.family['name']}{share}; do not compare rows of different split families")
+        subsets = {subset: split.samples(subset) for subset in ("labeled", "unlabeled", "val")}
+        _show(split, check(subsets, dataset, masks=("labeled", "val"), workers=workers))
+    note(f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} validation images")
+    if split.family["name"] != SEEDED:
+        fine = f", {100 * split.family['fine_share']:.1f} % finely annotated" if "fine_share" in split.family else ""
+        note(f"family: {split.family['name']}{fine}; do not compare rows of different split families")
     path = split.save(out or workspace.splits / folder_name(split))
-    counts = {side: len(getattr(split, side)) for side in ("labeled", "unlabeled", "val")}
+    counts = {subset: split.sizes[subset] for subset in ("labeled", "unlabeled", "val")}
     emit(
         path,
         dict(counts, sha256=split.sha256, seed=split.seed, ratio=split.ratio, family=split.family),
@@ -116,7 +127,7 @@ def command(
 
 
 def folder_name(split: Split) -> str:
-    """Return the name of a split's folder: dataset, share, strategy and seed."""
+    """Return the name of a split's folder: dataset, ratio or number, strategy and seed."""
     if split.strategy == "list":
         amount = Path(split.family.get("list", "list")).stem
     else:
@@ -135,14 +146,14 @@ def _show(split: Split, scans: list[Scan]) -> None:
 
     table = Table()
     table.add_column("class")
-    sides = [side for side in scans if side.name != "unlabeled" and side.images]
-    for side in sides:
-        table.add_column(f"{side.name} images", justify="right")
-        table.add_column("share", justify="right")
+    shown = [scan for scan in scans if scan.name != "unlabeled" and scan.images]
+    for scan in shown:
+        table.add_column(f"{scan.name} images", justify="right")
+        table.add_column("pixels", justify="right")
     for index, name in enumerate(split.dataset.classes):
-        cells = [text for side in sides for text in (str(side.occurrences[index]), f"{100 * side.shares[index]:.2f} %")]
-        table.add_row(name, *cells)
-    show(table, f"{split.dataset.name}: classes by side (images that hold it, share of labelled pixels)")
+        cells = [(str(scan.occurrences[index]), f"{100 * scan.frequencies[index]:.2f} %") for scan in shown]
+        table.add_row(name, *itertools.chain.from_iterable(cells))
+    show(table, f"{split.dataset.name}: images with each class, and fraction of labeled pixels")
     absent = [name for index, name in enumerate(split.dataset.classes) if scans[0].occurrences[index] == 0]
     if absent:
-        note(f"no labelled image holds: {', '.join(absent)}; try --stratify or another --seed")
+        note(f"no labeled image holds: {', '.join(absent)}; try --stratify or another --seed")

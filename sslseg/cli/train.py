@@ -2,90 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sslseg.cli.console import emit, note
-from sslseg.cli.training import TrainFlags, train_options, with_train_flags
+from sslseg.cli.train_options import TrainFlags, train_options, with_train_flags
 
 if TYPE_CHECKING:
-    from sslseg.run import Run
-    from sslseg.split import Split
-    from sslseg.workspace import Workspace
-
-# Options that set one key of the config, and the methods that have it.
-SWITCHES = {
-    "augment": ("method.mix", ("cutmix", "u2pl")),
-    "contrast": ("method.contrast.loss", ("u2pl",)),
-    "lambda_max": ("method.lambda_max", ("guidedmix",)),
-}
+    from sslseg.artifacts.run import Run
+    from sslseg.artifacts.workspace import Workspace
+    from sslseg.splits.split import Split
 
 
 @with_train_flags
 def command(
     method: Annotated[
         str | None,
-        typer.Option(
-            help="Method: supervised, mean-teacher, cutmix, ael, u2pl, gct, guidedmix, adv-ssl, s4l. Default: supervised.",
-            show_default=False,
-        ),
-    ] = None,
-    augment: Annotated[
-        str | None,
-        typer.Option(
-            help="How cutmix or u2pl mixes unlabelled images: cutmix, cutout or classmix; u2pl also ael or none."
-            " Default: cutmix.",
-            show_default=False,
-        ),
-    ] = None,
-    contrast: Annotated[
-        str | None, typer.Option(help="Contrastive loss of u2pl: infonce or bce. Default: infonce.", show_default=False)
-    ] = None,
-    flaw_detector: Annotated[
-        bool, typer.Option("--flaw-detector", help="With mean-teacher: no consistency where the teacher looks worse.")
-    ] = False,
-    lambda_max: Annotated[
-        float | None,
-        typer.Option(
-            help="With guidedmix: bound of lambda, the labelled image's part in a mixture, 0 to 0.5.",
-            show_default=False,
-        ),
+        typer.Option(help="Name of a method; `sslseg methods` lists them. Default: supervised.", show_default=False),
     ] = None,
     *,
     flags: TrainFlags,
 ) -> None:
     """Train a model on a split and write a run directory.
 
-    Keeps the last and the best checkpoint. Ctrl-C finishes the step, saves and stops; --resume goes on exactly where
+    Keeps the last and the best checkpoint. Ctrl-C finishes the iteration, saves and stops; --resume goes on exactly where
     it stopped. Flags win over sslseg.toml, which wins over the config; --set wins over all. In a folder without
-    sslseg.toml and splits it begins with a split of the embedded dataset, 1/8 labelled.
+    sslseg.toml and splits it begins with a split of the built-in synthetic dataset, 1/8 of it labeled.
     """
+    from sslseg.artifacts.workspace import Workspace
     from sslseg.cli.options import find_split
-    from sslseg.errors import UserError
     from sslseg.train import train
-    from sslseg.workspace import Workspace
 
     workspace = Workspace.load()
-    if flaw_detector:
-        if method != "mean-teacher" or flags.config is not None:
-            raise UserError(
-                "--flaw-detector needs --method mean-teacher and no --config; a config of your own names method.detector"
-            )
-        flags = replace(flags, config="mean-teacher/flaw_detector")
-        method = None
-    asked = dict(augment=augment, contrast=contrast, lambda_max=lambda_max)
-    switches = {name: value for name, value in asked.items() if value is not None}
-    options = train_options(
-        flags, workspace, method=method, **{SWITCHES[name][0]: value for name, value in switches.items()}
-    )
-    for name in switches:
-        methods = SWITCHES[name][1]
-        if options.method not in methods and options.config is None:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} needs --method {' or '.join(methods)}, this is {options.method}; leave it out")
+    options = train_options(flags, workspace, method=method)
     if flags.split is None and flags.data is None and flags.launcher == "none" and workspace.untouched:
         _first_split(workspace)
     given = find_split(flags.split, flags.data)
@@ -96,26 +47,27 @@ def command(
 
 
 def report(run: Run, *, dry_run: bool) -> dict[str, object]:
-    """Tell the scores of a finished run on stderr and return what ``--json`` says of it."""
+    """Print the scores of a finished run on stderr and return what ``--json`` shows of it."""
     if dry_run:
-        note("dry run: one step done, nothing written")
+        note("dry run: one iteration done, nothing written")
         return {}
     record = run.read()
     for which in ("last", "best"):
         if record.get(which, {}).get("mIoU") is not None:
-            note(f"{which}: mIoU {record[which]['mIoU']:.2f} ({record['protocol']}) at step {record[which]['iter']}")
-    keys = ("method", "seed", "iters", "last", "best", "protocol")
+            place = f"iteration {record[which]['iteration']}"
+            note(f"{which}: mIoU {record[which]['mIoU']:.2f} ({record['protocol']}) at {place}")
+    keys = ("method", "seed", "iterations", "last", "best", "protocol")
     return {key: record[key] for key in keys if key in record}
 
 
 def _first_split(workspace: Workspace) -> None:
-    """Make a split of the embedded dataset, as `sslseg split --ratio 1/8` does, for whoever tries the program out."""
+    """Make a split of the built-in synthetic dataset, as `sslseg split --ratio 1/8` does, for whoever tries the program out."""
     from sslseg.cli.split import folder_name
     from sslseg.split import SplitOptions, make_split
 
     split = make_split(workspace.description(), SplitOptions(ratio="1/8"))
     path = split.save(workspace.splits / folder_name(split))
-    note(f"no split here: made {path}, in which one image in eight of the embedded dataset counts as labelled")
+    note(f"no split here: made {path}, in which 1/8 of the built-in synthetic dataset is labeled")
 
 
 def _split_name(split: Path | None, workspace: Workspace) -> str:
@@ -125,8 +77,8 @@ def _split_name(split: Path | None, workspace: Workspace) -> str:
 
 def check_dataset(split: Split, workspace: Workspace) -> None:
     """Refuse a split of another dataset than the one that sslseg.toml describes."""
+    from sslseg.artifacts.workspace import TOML
     from sslseg.errors import IncompatibleError
-    from sslseg.workspace import TOML
 
     if "dataset" not in workspace.settings:
         return

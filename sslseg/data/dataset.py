@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sslseg.data.description import DatasetDescription, Sample
-from sslseg.data.files import label_table
 from sslseg.data.labels import ignore_value
-from sslseg.data.pseudo import PseudoMasks
-from sslseg.data.sampler import Draw, MixedSampler
+from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.data.reading import label_table
+from sslseg.data.sampler import MixedSampler, StreamIndex
 from sslseg.data.transforms import LoadSample, MultiView, PadToCrop, pack
 
 Views = dict[str, Sequence[dict[str, Any]]]
@@ -37,17 +37,19 @@ def seed_everything(*entropy: int) -> None:
 
 
 def source(sample: Sample, *, labeled: bool) -> dict[str, Any]:
-    """Return the start of a transform pipeline; the mask of an unlabelled sample is not even named in it."""
+    """Return the input of a transform pipeline; it does not even name the mask of an unlabeled sample."""
     return dict(img_path=sample.image, seg_map_path=sample.mask if labeled else None, sample_id=sample.id)
 
 
 class StreamDataset(Dataset):
-    """The streams that a method reads (``labeled``, ``unlabeled``, or ``train``: both), cropped and branched into views.
+    """The streams that a method reads (``labeled``, ``unlabeled``, or ``train``: both), as cropped and augmented views.
 
-    Only the labelled stream reads masks. With ``pseudo_masks`` every sample also brings its stored mask.
+    The order is: load image and mask (``labeled`` only) or valid map, then the stored pseudo-mask, where there is one;
+    scale, rotation, crop, flip, pad to the crop, each with the same random numbers for the image and its maps;
+    then one copy per view, each with the transforms of its view in the config (``views.weak``, ``views.strong``).
 
-    Augmentation is seeded by each draw's position, so batches do not depend on the number of workers and a resumed
-    run draws what an uninterrupted one would have drawn.
+    The position in the stream seeds the augmentation, so batches do not depend on the number of workers, and a resumed
+    run gets the batches of an uninterrupted one.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class StreamDataset(Dataset):
         ignore_index = ignore_value(description.num_classes)
         self.load = LoadSample(label_table(description))
         self.geometry = {
-            # A crop that one class fills is drawn again, which only labelled images allow.
+            # A crop that one class fills is sampled again, which needs labels.
             name: Compose(
                 [
                     dict(type="RandomScale", factors=scale),
@@ -84,7 +86,7 @@ class StreamDataset(Dataset):
             for name in streams
         }
         self.pad = PadToCrop(crop)
-        # 255 marks pixels from outside in a valid map, which has one byte a pixel whatever the class count.
+        # A valid map is 0 on pixels of the image and 255 elsewhere, one byte per pixel whatever the number of classes.
         maps = dict(gt_seg_map=ignore_index, pseudo_map=ignore_index, valid_map=np.iinfo(np.uint8).max, weight_map=0)
         self.fill = dict(img=tuple(image_mean), **maps)
         self.pseudo_masks = pseudo_masks
@@ -96,18 +98,18 @@ class StreamDataset(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self.samples))
 
-    def __getitem__(self, draw: Draw) -> dict[str, dict[str, Tensor]]:
-        seed_everything(self.seed, draw.stream, draw.position)
-        name = self.names[draw.stream]
-        sample = source(self.samples[draw.stream][draw.sample], labeled=name == "labeled")
+    def __getitem__(self, index: StreamIndex) -> dict[str, dict[str, Tensor]]:
+        seed_everything(self.seed, index.stream, index.position)
+        name = self.names[index.stream]
+        sample = source(self.samples[index.stream][index.sample], labeled=name == "labeled")
         results = self.load(dict(sample, fill=self.fill))
         if self.pseudo_masks is not None:
             results = self.pseudo_masks(results)
-        return self.views[draw.stream](self.pad(self.geometry[name](results)))
+        return self.views[index.stream](self.pad(self.geometry[name](results)))
 
 
 class ImageDataset(Dataset):
-    """Whole images in the order of their ids, with their masks where ``labeled``; ``index`` is kept for the order."""
+    """Whole images in the order of ``samples``, with their masks where ``labeled``."""
 
     def __init__(self, samples: Sequence[Sample], *, description: DatasetDescription, labeled: bool) -> None:
         self.samples, self.labeled = samples, labeled
@@ -121,15 +123,15 @@ class ImageDataset(Dataset):
         return pack(self.load(sample))
 
 
-def collate_branches(batch: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
-    """Stack samples that lie in different branches into one ``{branch: {key: N x ...}}``; few copies to a device follow."""
-    branches: dict[str, list[dict[str, Tensor]]] = {}
+def collate_views(batch: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    """Stack the views of all samples into ``{view: {key: N x ...}}``, so that few tensors are copied to the GPU."""
+    views: dict[str, list[dict[str, Tensor]]] = {}
     for sample in batch:
-        for branch, tensors in sample.items():
-            branches.setdefault(branch, []).append(tensors)
+        for view, tensors in sample.items():
+            views.setdefault(view, []).append(tensors)
     return {
-        branch: {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-        for branch, samples in sorted(branches.items())
+        view: {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        for view, samples in sorted(views.items())
     }
 
 
@@ -146,7 +148,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Return an endless loader of ``counts[s]`` samples of each stream for this rank's batch."""
+    """Return an endless loader of batches for this rank, with ``counts[s]`` samples of each stream s."""
     sizes = [len(samples) for samples in dataset.samples]
     sampler = MixedSampler(sizes, counts, seed=seed, rank=rank, world_size=world_size)
     return DataLoader(
@@ -154,7 +156,7 @@ def train_loader(
         batch_size=sum(counts),
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_branches,
+        collate_fn=collate_views,
         worker_init_fn=prepare_train_worker,
         persistent_workers=workers > 0,
         pin_memory=get_device() == "cuda",
@@ -164,7 +166,7 @@ def train_loader(
 class FixedBatches(Sampler[list[int]]):
     """Give batch k of the whole list to rank k modulo the number of ranks.
 
-    Which images share a batch does not depend on the number of ranks, so neither do the predictions' last bits.
+    Which images share a batch does not depend on the number of ranks, so predictions are equal to the last bit.
     """
 
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -190,19 +192,12 @@ def image_loader(dataset: Dataset, batches: Sampler[list[int]] | Sequence[list[i
 
 
 def prepare_worker(worker_id: int) -> None:
-    """Keep OpenCV in a loader's worker to one thread, and leave Ctrl-C, which reaches it too, to the main process."""
+    """Limit OpenCV to one thread in a worker of a loader, and leave Ctrl-C, which reaches workers too, to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def prepare_train_worker(worker_id: int) -> None:
-    """Leave SIGTERM to the main process as well: with the workers gone, it could not finish the step that it saves."""
+    """Leave SIGTERM to the main process as well: without workers it could not finish the iteration that it saves."""
     prepare_worker(worker_id)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def end_workers(loader: DataLoader) -> None:
-    """End a training loader's workers; torch would leave them to a SIGTERM at exit, which they ignore."""
-    iterator = getattr(loader, "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()

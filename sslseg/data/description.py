@@ -1,4 +1,4 @@
-"""What a dataset is: where it lies, how it is laid out, and what the values in its masks mean."""
+"""The description of a dataset: its folder, its layout, and the meaning of the values in its masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sslseg.data.labels import Color, ignore_value
 from sslseg.errors import UserError
 
-# Options that say where things lie, not what the dataset is: left out of every hash, as the root is.
+# Options that hold paths: left out of every hash, as the root is.
 PATH_OPTIONS = frozenset({"unlabeled_dir", "train_list", "val_list", "train_pairs", "val_pairs"})
 
 
@@ -20,9 +20,9 @@ class Sample:
     """One image of a dataset.
 
     Attributes:
-        id: name that is unique within the dataset; may hold slashes.
+        id: unique within the dataset; may hold slashes.
         image: path of the image file.
-        mask: path of the mask file, or None for an image that nobody labelled.
+        mask: path of the mask file, or None for an image without labels.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Listing:
 
     Attributes:
         train: training images, with and without masks.
-        val: validation images; no id of theirs is in ``train``.
+        val: validation images; none of their ids is in ``train``.
         listed: training ids in the order of the dataset's own list file, where it has one.
     """
 
@@ -52,8 +52,8 @@ class DatasetDescription:
     Attributes:
         layout: a name of ``sslseg.data.layouts.LAYOUTS``.
         root: absolute path of the dataset's folder.
-        palette: one RGB colour (0..255) for each class.
-        ignore_index: raw value of ignored pixels in the mask files (0xRRGGBB where masks are colour-coded), or None.
+        palette: one RGB color (0..255) for each class.
+        ignore_index: raw value of ignored pixels in the mask files (0xRRGGBB where masks are color-coded), or None.
         options: settings of the layout; paths among them are relative to ``root`` or absolute.
     """
 
@@ -74,7 +74,7 @@ class DatasetDescription:
             )
         if len(self.palette) != len(self.classes):
             raise UserError(
-                f"dataset {self.name!r}: {len(self.palette)} palette colours for {len(self.classes)} classes; give one each"
+                f"dataset {self.name!r}: {len(self.palette)} palette colors for {len(self.classes)} classes; give one each"
             )
         highest = 0xFFFFFF if self.options.get("mask_format") == "color" else 0xFFFF
         if self.ignore_index is not None and not 0 <= self.ignore_index <= highest:
@@ -85,12 +85,12 @@ class DatasetDescription:
         return len(self.classes)
 
     def path(self, option: str) -> Path | None:
-        """Return the path that an option holds, made absolute, or None where it is not set."""
+        """Return the path that an option holds as an absolute path, None where it is not set."""
         value = self.options.get(option)
         return None if value is None else Path(self.root) / value
 
     def with_root(self, root: Path | str) -> DatasetDescription:
-        """Return the same dataset at another place."""
+        """Return the same dataset in another folder."""
         return replace(self, root=str(Path(root).resolve()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class DatasetDescription:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> DatasetDescription:
-        """Build a description from ``to_dict``'s values; raise UserError naming a missing or unusable key."""
+        """Build a description from the values of ``to_dict``; raise UserError naming a missing key or what is invalid."""
         try:
             return cls(
                 layout=str(record["layout"]),
@@ -120,15 +120,15 @@ class DatasetDescription:
             )
         except KeyError as error:
             raise UserError(
-                f"dataset description has no key {error.args[0]!r}; make it again with `sslseg init`"
+                f"dataset description has no key {error.args[0]!r}; recreate it with `sslseg init`"
             ) from error
         except UserError:
             raise
         except (TypeError, ValueError) as error:
-            raise UserError(f"dataset description is damaged ({error}); make it again with `sslseg init`") from error
+            raise UserError(f"dataset description is damaged ({error}); recreate it with `sslseg init`") from error
 
     def content(self) -> dict[str, Any]:
-        """Return what identifies the dataset wherever it lies: everything but the root and paths among the options."""
+        """Return what identifies the dataset on any machine: everything but the root and the paths among the options."""
         record = self.to_dict()
         del record["root"]
         record["options"] = {key: value for key, value in self.options.items() if key not in PATH_OPTIONS}

@@ -1,4 +1,4 @@
-"""Class indices as the whole program knows them: 0..C-1 and one ignore value; and colours to draw them in."""
+"""Class indices as the whole program uses them, 0..C-1 and one ignore value; and their colors."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def ignore_value(num_classes: int) -> int:
 
 
 def color_map(count: int) -> tuple[Color, ...]:
-    """Return ``count`` different RGB colours, near indices far apart: PASCAL VOC's colour map without its black."""
+    """Return ``count`` distinct RGB colors, far apart for nearby indices: PASCAL VOC's color map without black."""
     colors = []
     for index in range(1, count + 1):
         channels = [0, 0, 0]
         for bit in range(24):
-            # Bit k of the index goes to channel k mod 3, the lowest ones to the highest bits of the colour.
+            # Bit k of the index goes to channel k mod 3, the lowest bits to the highest bits of the color.
             channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
         colors.append((channels[0], channels[1], channels[2]))
     return tuple(colors)
 
 
 def default_palette(classes: tuple[str, ...]) -> tuple[Color, ...]:
-    """Return a colour for each class; a first class named background is black."""
+    """Return a color for each class; a first class named background is black."""
     if classes and classes[0].lower() in ("background", "bg"):
         return ((0, 0, 0), *color_map(len(classes) - 1))
     return color_map(len(classes))

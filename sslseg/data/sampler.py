@@ -1,4 +1,4 @@
-"""One sampler for labelled and unlabelled images: n + m a batch, every rank its own share, resumable at any step."""
+"""One sampler for labeled and unlabeled images: n + m per batch, split between ranks, resumable at any iteration."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-class Draw(NamedTuple):
-    """Number ``sample`` of ``stream``, and the position of this draw in the stream, which seeds its augmentation."""
+class StreamIndex(NamedTuple):
+    """Sample number ``sample`` of a stream, and its position in the endless stream, which seeds its augmentation."""
 
     stream: int
     sample: int
     position: int
 
 
-class MixedSampler(Sampler[Draw]):
-    """Draw ``counts[s]`` samples of each stream s for every batch of this rank, without end.
+class MixedSampler(Sampler[StreamIndex]):
+    """Yield ``counts[s]`` samples of each stream s for every batch of this rank, without end.
 
-    A stream is a sequence of permutations of its samples, fixed by the seed alone; ranks take turns on it. So two
-    ranks of batch n see what one process of batch 2n sees, in the same step, and a resumed run goes on where it was.
+    A stream is a sequence of random permutations of its samples, which depends on the seed alone; the ranks divide it.
+    So two ranks of batch n see what one process of batch 2n sees in the same iteration, and a resumed run continues it.
 
     Args:
         sizes: number of samples of each stream.
-        counts: samples of each stream in a rank's batch.
+        counts: samples of each stream in the batch of one rank.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class MixedSampler(Sampler[Draw]):
         return sum(self.sizes)
 
     def skip(self, num_samples: int) -> None:
-        """Start after the ``num_samples`` that this rank has drawn before; called by mmengine's loop on resume."""
+        """Start after the first ``num_samples`` of this rank; called by mmengine's loop on resume."""
         self.first_batch = num_samples // sum(self.counts)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[StreamIndex]:
         permutations: dict[int, tuple[int, np.ndarray]] = {}
         batch = self.first_batch
         while True:
@@ -53,5 +53,5 @@ class MixedSampler(Sampler[Draw]):
                     if permutations.get(stream, (-1,))[0] != epoch:
                         generator = np.random.default_rng([self.seed, stream, epoch])
                         permutations[stream] = (epoch, generator.permutation(size))
-                    yield Draw(stream, int(permutations[stream][1][offset]), position)
+                    yield StreamIndex(stream, int(permutations[stream][1][offset]), position)
             batch += 1

@@ -1,4 +1,4 @@
-"""Looking at every file of a split before hours are spent on it."""
+"""Checking every file of a split before training."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from sslseg.data.description import DatasetDescription, Sample
-from sslseg.data.files import label_table, read_image, read_mask
+from sslseg.data.reading import label_table, read_image, read_mask
 from sslseg.errors import UserError
 from sslseg.progress import track
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a side of a split holds; ``pixels`` is images x classes, with a row of zeros where there is no mask."""
+    """The content of a subset; ``pixels`` is images x classes, with a row of zeros where no mask was read."""
 
     name: str
     images: int
     pixels: np.ndarray
 
     @property
-    def shares(self) -> np.ndarray:
-        """Share of each class among the labelled pixels."""
+    def frequencies(self) -> np.ndarray:
+        """Fraction of the labeled pixels that each class has."""
         return self.pixels.sum(axis=0) / max(self.pixels.sum(), 1)
 
     @property
@@ -34,41 +34,41 @@ class Scan:
 
 
 def scan(
-    sides: Mapping[str, Sequence[Sample]], description: DatasetDescription, *, masks: Sequence[str], workers: int
+    subsets: Mapping[str, Sequence[Sample]], description: DatasetDescription, *, masks: Sequence[str], workers: int
 ) -> list[Scan]:
-    """Check in parallel that every image opens and, on the sides named in ``masks``, that its mask exists and fits.
+    """Check in parallel that every image opens and, in the subsets named in ``masks``, that its mask exists and fits.
 
-    The masks of the other sides are not read.
+    The masks of the other subsets are not read.
 
     Raises:
-        UserError: naming the first file that is wrong and how many there are.
+        UserError: naming the first file with a problem and how many there are.
     """
     table = label_table(description)
-    jobs = [(side, sample) for side, samples in sides.items() for sample in samples]
+    jobs = [(subset, sample) for subset, samples in subsets.items() for sample in samples]
 
-    def look(job: tuple[str, Sample]) -> np.ndarray | UserError:
-        side, sample = job
+    def check(job: tuple[str, Sample]) -> np.ndarray | UserError:
+        subset, sample = job
         try:
-            return _check(sample, table, description, with_mask=side in masks)
+            return _check(sample, table, description, with_mask=subset in masks)
         except UserError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
-        results = list(track(pool.map(look, jobs), "scan", total=len(jobs)))
+        results = list(track(pool.map(check, jobs), "scan", total=len(jobs)))
     problems = [result for result in results if isinstance(result, UserError)]
     if problems:
         more = f" (and {len(problems) - 1} more such files of {len(jobs)})" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
     scans, start = [], 0
-    for side, samples in sides.items():
+    for subset, samples in subsets.items():
         rows = [result for result in results[start : start + len(samples)] if isinstance(result, np.ndarray)]
         start += len(samples)
-        scans.append(Scan(side, len(samples), np.array(rows, np.int64).reshape(len(rows), description.num_classes)))
+        scans.append(Scan(subset, len(samples), np.array(rows, np.int64).reshape(len(rows), description.num_classes)))
     return scans
 
 
 def histograms(samples: Sequence[Sample], description: DatasetDescription, *, workers: int) -> np.ndarray:
-    """Return the class pixels of each sample's mask, images x classes."""
+    """Return the number of pixels of each class in the mask of each sample, images x classes."""
     table = label_table(description)
 
     def count(sample: Sample) -> np.ndarray:
@@ -88,11 +88,11 @@ def _check(sample: Sample, table: np.ndarray, description: DatasetDescription, *
         return np.zeros(description.num_classes, np.int64)
     if sample.mask is None:
         raise UserError(
-            f"image {sample.image} has no mask but is labelled; add the mask or leave {sample.id!r} out of the list"
+            f"image {sample.image} has no mask but is labeled; add the mask or leave {sample.id!r} out of the list"
         )
     mask = read_mask(sample.mask, table)
     if mask.shape != image.shape[:2]:
         raise UserError(
-            f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}; make them equal"
+            f"mask {sample.mask} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}; resize one of them"
         )
     return _histogram(mask, description.num_classes)

@@ -1,4 +1,4 @@
-"""Transforms that mmseg and mmcv lack: reading any image or mask, branching into views, packing with or without labels."""
+"""Transforms that mmseg and mmcv lack: reading any image or mask, splitting into views, packing with or without labels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmcv.transforms import BaseTransform, Compose
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from sslseg.data.files import read_image, read_mask
+from sslseg.data.reading import read_image, read_mask
 from sslseg.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
 class LoadSample(BaseTransform):
-    """Read the image, and its mask when the sample is labelled; else a map that marks every pixel of the image valid.
+    """Read the image and, of a labeled sample, its mask; an unlabeled sample gets a map that marks all pixels valid.
 
-    Geometric transforms move ``gt_seg_map`` or ``valid_map`` with the image, so that pixels that padding adds are
-    known as such on labelled and unlabelled images alike.
+    Geometric transforms move ``gt_seg_map`` or ``valid_map`` with the image, so that padding is marked on labeled and
+    unlabeled images alike.
     """
 
     def __init__(self, label_table: np.ndarray) -> None:
@@ -42,7 +42,7 @@ class LoadSample(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomScale(BaseTransform):
-    """Resize by a random factor of the image's own size; mmcv's RandomResize needs one absolute size for a dataset."""
+    """Resize by a random factor of the image's own size; mmcv's RandomResize needs one absolute size per dataset."""
 
     def __init__(self, factors: tuple[float, float]) -> None:
         self.factors = factors
@@ -60,7 +60,7 @@ class RandomScale(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomRotation(BaseTransform):
-    """Rotate about the centre by up to ``degrees`` either way; what comes from outside is filled as padding is."""
+    """Rotate about the center by up to ``degrees`` in both directions; pixels from outside are filled as padding is."""
 
     def __init__(self, degrees: float) -> None:
         self.degrees = degrees
@@ -79,9 +79,9 @@ class RandomRotation(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PadToCrop(BaseTransform):
-    """Pad at the right and at the bottom to the crop size: the image with its mean colour, its maps with ignore.
+    """Pad to the crop size at the right and at the bottom: the image with the mean color, its maps with ignore.
 
-    ``fill`` of the results names these values, which every transform that leaves pixels without a source uses.
+    ``fill`` of the results holds these values for every transform that creates pixels without a source.
     """
 
     def __init__(self, crop: tuple[int, int]) -> None:
@@ -100,7 +100,7 @@ class PadToCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomBlur(BaseTransform):
-    """Gaussian blur of random sigma (pixels) with a probability."""
+    """Gaussian blur of random sigma (pixels), with a probability."""
 
     def __init__(self, prob: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
         self.prob, self.sigma = prob, sigma
@@ -113,7 +113,7 @@ class RandomBlur(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomGray(BaseTransform):
-    """Grey image (three equal channels) with a probability."""
+    """Gray image (three equal channels), with a probability."""
 
     def __init__(self, prob: float = 0.2) -> None:
         self.prob = prob
@@ -126,9 +126,9 @@ class RandomGray(BaseTransform):
 
 
 class MultiView:
-    """Branch one cropped sample into named photometric views, which therefore stay pixel-aligned.
+    """Make the named views of one cropped sample; they are pixel-aligned unless a view moves pixels by a ``matrix``.
 
-    Returns ``{"<stream>_<view>": sample}``, a sample as ``as_tensors`` makes it.
+    Returns ``{"<stream>_<view>": tensors}`` with the tensors of ``as_tensors``.
     """
 
     def __init__(self, stream: str, views: dict[str, Sequence[dict[str, Any]]]) -> None:
@@ -156,12 +156,12 @@ def pack(results: dict[str, Any]) -> dict[str, Any]:
 def as_tensors(results: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Turn a results dict into tensors of one size for a training batch.
 
-    Returns ``inputs`` uint8 3 x H x W; ``labels`` of a labelled sample or ``valid`` (bool) of another, H x W;
-    ``pseudo_masks`` H x W with stored masks, ``pseudo_weights`` of them in levels of the store; ``matrix`` 2 x 3 from a
-    geometric augmentation.
+    Returns ``inputs`` uint8 3 x H x W; ``labels`` of a labeled sample or else ``valid`` (bool), H x W; ``pseudo_masks``
+    H x W if masks are stored, ``pseudo_weights`` H x W in levels of the store; ``matrix`` 2 x 3 of a geometric
+    augmentation.
     """
     sample = dict(inputs=torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1))))
-    # torch knows few operations on uint16.
+    # torch supports few operations on uint16.
     maps = {
         key: results[key].astype(np.int32) if results[key].itemsize > 1 else results[key]
         for key in results["seg_fields"]

@@ -1,4 +1,4 @@
-"""From a config to an mmengine Runner: model, loaders, optimiser, schedule and hooks."""
+"""From a config to an mmengine Runner: model, loaders, optimizer, schedule and hooks."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from sslseg import __version__
+from sslseg.artifacts.checkpoint import BEST, LAST
+from sslseg.artifacts.run import Run
+from sslseg.compat import end_workers
+from sslseg.config.build import TrainOptions
+from sslseg.config.lengths import Lengths, batch_counts
 from sslseg.data.dataset import (
     ImageDataset,
     StreamDataset,
-    end_workers,
     image_loader,
     seed_everything,
     train_loader,
 )
 from sslseg.data.labels import ignore_value
-from sslseg.data.pseudo import PseudoMasks
-from sslseg.engine.checkpoints import BEST, LAST, Checkpoints
+from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.engine.checkpoints import Checkpoints
+from sslseg.engine.iterations import IterationSeed, MethodIterations, StopOnSignal, SyncBuffers
 from sslseg.engine.monitor import Monitor
 from sslseg.engine.optimizers import JointOptimizerConstructor
-from sslseg.engine.steps import MethodSteps, StepSeed, StopOnSignal, SyncBuffers
 from sslseg.engine.validation import ScoreLoop
+from sslseg.engine.weights import initialize
 from sslseg.errors import UserError
 from sslseg.inference import Protocol
-from sslseg.networks.weights import initialize
-from sslseg.registry import METHODS
-from sslseg.run import Run
-from sslseg.split import Split
-from sslseg.train import TrainOptions, batch_counts
+from sslseg.registry import MODELS
+from sslseg.splits.split import Split
 
 LOG = "mmengine.log"
 RECORDS_A_RUN, LARGEST_RECORD_INTERVAL = 100, 50
@@ -46,7 +48,7 @@ VALIDATION_BATCH = 4
 
 @dataclass
 class Training:
-    """A runner and the hooks whose findings outlive it."""
+    """A runner and the hooks whose results outlive it."""
 
     runner: Runner
     checkpoints: Checkpoints
@@ -56,13 +58,13 @@ class Training:
     scratch: Path
 
     def result(self) -> dict[str, Any]:
-        """Return what the run's record says of a finished training: last and best checkpoint with their scores."""
+        """Return the record of a finished training: last and best checkpoint with their scores."""
         loop = self.runner.val_loop
         kept = self.checkpoints
-        last = dict(iter=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=kept.last_score)
+        last = dict(iteration=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=kept.last_score)
         if loop is None:
             return dict(last=last, best=last, protocol=None)
-        best = dict(iter=kept.best_iter, checkpoint=f"checkpoints/{BEST}", mIoU=kept.best_score)
+        best = dict(iteration=kept.best_iteration, checkpoint=f"checkpoints/{BEST}", mIoU=kept.best_score)
         return dict(last=last, best=best, protocol=str(loop.protocol))
 
     def close(self) -> None:
@@ -78,19 +80,19 @@ def build_training(
 ) -> Training:
     """Build everything that ``config`` describes; only the hooks write, during training."""
     seed_everything(options.seed)
-    iters = 1 if options.dry_run else config.schedule.iters
-    interval = config.schedule.get("val_interval") or max(iters // config.schedule.validations, 1)
-    checkpoints = Checkpoints(
-        run.checkpoints, interval=interval, identity=identity(split, config), resume=options.resume
-    )
-    monitor = Monitor(run.folder, interval=max(min(iters // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
+    iterations = 1 if options.dry_run else config.schedule.iterations
+    interval = config.schedule.get("val_interval") or max(iterations // config.schedule.validations, 1)
+    meta = checkpoint_meta(split, config)
+    checkpoints = Checkpoints(run.checkpoints, interval=interval, meta=meta, resume=options.resume)
+    monitor = Monitor(run.folder, interval=max(min(iterations // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
     stop = StopOnSignal()
-    hooks = [StepSeed(options.seed), MethodSteps(), SyncBuffers(interval), stop]
+    lengths = Lengths(iterations, config.schedule.iterations_per_epoch)
+    hooks = [IterationSeed(options.seed), MethodIterations(lengths), SyncBuffers(interval), stop]
     if not options.dry_run:
         hooks += [monitor, checkpoints]
     scratch = Path(tempfile.mkdtemp(prefix="sslseg-"))
     logger = quiet_logger(scratch.name, None if options.dry_run else run.folder / LOG)
-    model = METHODS.build(dict(config.method, segmentor=config.model))
+    model = MODELS.build(dict(config.method, segmentor=config.model))
     initialize(model, options.pretrained)
     loader = stream_loader(split, config, model, pseudo_masks)
     runner = QuietRunner(
@@ -98,9 +100,9 @@ def build_training(
         model=model,
         work_dir=str(scratch),
         train_dataloader=loader,
-        train_cfg=dict(by_epoch=False, max_iters=iters, val_interval=interval, val_begin=0),
+        train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=interval, val_begin=0),
         optim_wrapper=optim_wrapper(config),
-        param_scheduler=param_schedulers(config, iters),
+        param_scheduler=param_schedulers(config, iterations),
         **({} if options.dry_run or not split.val else validation(split, config)),
         default_hooks=dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
         custom_hooks=hooks,
@@ -114,8 +116,8 @@ def build_training(
     return Training(runner, checkpoints, monitor, stop, loader, scratch)
 
 
-def identity(split: Split, config: Any) -> dict[str, Any]:
-    """Return what a checkpoint tells of itself; no path of this machine, so equal runs give equal files."""
+def checkpoint_meta(split: Split, config: Any) -> dict[str, Any]:
+    """Return a checkpoint's metadata; without paths, so that equal runs give equal files."""
     return dict(
         method=config.method.type,
         config=config.pretty_text,
@@ -127,7 +129,7 @@ def identity(split: Split, config: Any) -> dict[str, Any]:
 
 
 class QuietRunner(Runner):
-    """mmengine's Runner with a logger of ours."""
+    """mmengine's Runner with our own logger."""
 
     def __init__(self, logger: MMLogger, **arguments: Any) -> None:
         self._quiet_logger = logger
@@ -146,7 +148,7 @@ def quiet_logger(name: str, path: Path | None) -> MMLogger:
 
 
 def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMasks | None) -> DataLoader:
-    """Return the endless loader of the streams and views that the method reads; a rank gets its share of a batch."""
+    """Return the endless loader of the streams and views that the method reads; each rank loads its part of a batch."""
     streams = {name: split.samples(name) for name in model.views}
     for name, samples in streams.items():
         if not samples:
@@ -157,7 +159,7 @@ def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMas
     for name, count in total.items():
         if count % world_size:
             raise UserError(
-                f"{count} {name} images a batch cannot be shared by {world_size} ranks; change --batch-size"
+                f"{count} {name} images per batch cannot be divided among {world_size} ranks; change --batch-size"
             )
     mean = model.student.data_preprocessor.mean.flatten().tolist()
     views = {name: {view: config.views[view] for view in names} for name, names in model.views.items()}
@@ -182,7 +184,7 @@ def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMas
 def validation(split: Split, config: Any) -> dict[str, Any]:
     """Return the Runner's arguments for validation under the config's protocol."""
     dataset = ImageDataset(split.samples("val"), description=split.dataset, labeled=True)
-    # mmengine gathers results in turns of one image a rank.
+    # mmengine gathers results image by image, one of each rank.
     indices = list(range(get_rank(), len(dataset), get_world_size()))
     batches = [indices[start : start + VALIDATION_BATCH] for start in range(0, len(indices), VALIDATION_BATCH)]
     loop = dict(
@@ -196,7 +198,7 @@ def validation(split: Split, config: Any) -> dict[str, Any]:
 
 
 def optim_wrapper(config: Any) -> dict[str, Any]:
-    """Return the config of mmengine's optimiser wrapper."""
+    """Return the config of mmengine's optimizer wrapper."""
     wrapper = dict(type="OptimWrapper", optimizer=config.optimizer)
     if config.get("paramwise"):
         wrapper["paramwise_cfg"] = config.paramwise
@@ -204,21 +206,21 @@ def optim_wrapper(config: Any) -> dict[str, Any]:
         wrapper |= dict(constructor=JointOptimizerConstructor.__name__, parts=config.optimizers)
     if config.amp:
         if get_device() != "cuda":
-            raise UserError(f"--amp needs a GPU, this run is on {get_device()}; leave it out")
+            raise UserError(f"--amp needs a GPU, but this run is on {get_device()}; leave it out")
         wrapper["type"] = "AmpOptimWrapper"
     return wrapper
 
 
-def param_schedulers(config: Any, iters: int) -> list[dict[str, Any]]:
-    """Return a linear warm-up over a share of the steps, then polynomial decay to 0 (a power of 0 is constant)."""
-    warmup = round(config.schedule.warmup * iters)
+def param_schedulers(config: Any, iterations: int) -> list[dict[str, Any]]:
+    """Return a linear warm-up over a fraction of training, then polynomial decay to 0 (a power of 0 is constant)."""
+    warmup = round(config.schedule.warmup * iterations)
     schedulers = [
         dict(
             type="PolyLR",
             power=config.schedule.power,
             eta_min=0.0,
             begin=warmup if warmup > 1 else 0,
-            end=iters,
+            end=iterations,
             by_epoch=False,
         )
     ]

@@ -1,6 +1,6 @@
-"""Several optimisers as one: each moves its own part of a method, all after one backward pass.
+"""Several optimizers as one: each updates its own part of a method, all after one backward pass.
 
-mmengine's OptimWrapperDict leaves backward passes and steps to a ``train_step`` of the model, which its distributed
+mmengine's OptimWrapperDict leaves backward passes and updates to a ``train_step`` of the model, which its distributed
 wrapper does not call.
 """
 
@@ -20,7 +20,7 @@ from sslseg.registry import REGISTRIES
 
 
 class JointOptimizer(Optimizer):
-    """Optimisers that step together; schedulers and gradient scalers see the parameter groups of all."""
+    """Optimizers that update together; schedulers and gradient scalers see the parameter groups of all."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = list(parts)
@@ -42,10 +42,12 @@ class JointOptimizer(Optimizer):
 
 @REGISTRIES["OPTIM_WRAPPER_CONSTRUCTORS"].register_module()
 class JointOptimizerConstructor(DefaultOptimWrapperConstructor):
-    """Builds the config's ``optimizer`` for a method, but for the submodules that ``parts`` names with their own.
+    """Builds the config's ``optimizer`` for a method, except for the submodules that ``parts`` names with their own.
+
+    A part that the method's class names in ``optimizers`` may be switched off; any other must exist.
 
     Args:
-        optim_wrapper_cfg: as mmengine's, with ``parts``: optimiser configs by the name of a submodule.
+        optim_wrapper_cfg: as mmengine's, with ``parts``: optimizer configs by the name of a submodule.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -56,16 +58,19 @@ class JointOptimizerConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         method: Any = model.module if is_model_wrapper(model) else model
         children = dict(method.named_children())
-        strange = sorted(self.parts.keys() - children.keys())
-        if strange:
+        unknown = sorted(self.parts.keys() - children.keys() - method.optimizers.keys())
+        if unknown:
             raise UserError(
-                f"optimizers.{strange[0]}: the method has no part of that name; it has {', '.join(children)}"
+                f"optimizers.{unknown[0]}: the method has no part of that name; it has {', '.join(children)}"
             )
-        others = {name: child for name, child in children.items() if name not in self.parts}
+        parts = {name: settings for name, settings in self.parts.items() if name in children}
+        if not parts:
+            return super().__call__(model)
+        others = {name: child for name, child in children.items() if name not in parts}
         wrapper = super().__call__(nn.ModuleDict(others))
         own = [
             OPTIMIZERS.build(dict(settings, params=list(children[name].parameters())))
-            for name, settings in self.parts.items()
+            for name, settings in parts.items()
         ]
         wrapper.optimizer = JointOptimizer([wrapper.optimizer, *own])
         return wrapper

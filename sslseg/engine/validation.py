@@ -9,12 +9,12 @@ from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
 from sslseg.engine.checkpoints import unwrap
+from sslseg.evaluation.metrics import SegmentationMetric
 from sslseg.inference import Predictor, Protocol, predict_all
-from sslseg.metrics import SegmentationMetric
 
 
 class ScoreLoop(BaseLoop):
-    """Score the deployed segmentor on the validation images; stands in for mmengine's ValLoop.
+    """Score the inference model on the validation images; replaces mmengine's ValLoop.
 
     Args:
         evaluator: unused; mmengine passes one to every validation loop.
@@ -36,7 +36,7 @@ class ScoreLoop(BaseLoop):
     def run(self) -> dict[str, Any]:
         self.runner.call_hook("before_val_epoch")
         metric = SegmentationMetric(self.classes, ignore_index=self.ignore_index)
-        predictor = Predictor(unwrap(self.runner).deployed, self.protocol)
+        predictor = Predictor(unwrap(self.runner).eval_model, self.protocol)
         for sample, prediction in predict_all(predictor, self.dataloader):
             metric.add(prediction.mask, sample["data_samples"].gt_sem_seg.data[0])
         scores = metric.finish(len(self.dataloader.dataset))

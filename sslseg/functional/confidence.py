@@ -1,4 +1,4 @@
-"""How sure a prediction is, pixel by pixel."""
+"""The confidence and the entropy of predictions, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def confidence(probabilities: Tensor) -> Tensor:
 def normalized_entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy of each pixel's class distribution, divided by its maximum log C.
 
-    **Shape**: N x C x H x W in [0, 1] -> N x H x W in [0, 1]. ``0 log 0`` counts as 0.
+    **Shape**: N x C x H x W in [0, 1] -> N x H x W in [0, 1]. ``0 log 0`` is 0.
     """
     log_probabilities = probabilities.clamp_min(1e-12).log()
     entropy = -(probabilities * log_probabilities).sum(dim=1)

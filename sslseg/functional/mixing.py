@@ -1,4 +1,4 @@
-"""Mixing images and their targets: which pixels stay, drawn for a whole batch on its own device.
+"""Mixing images and their targets by random masks, sampled for a whole batch on its device.
 
 CutMix for segmentation: French et al., Semi-supervised semantic segmentation needs strong, varied perturbations, BMVC
 2020, Sec. 3.4. Cutout: DeVries and Taylor 2017. ClassMix: Olsson et al., WACV 2021, Algorithm 1.
@@ -14,11 +14,11 @@ from sslseg.errors import UserError
 MIXES = ("cutmix", "cutout", "classmix")
 
 
-def mixed(mix: str, images: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix images, their targets and which pixels count by one mask; partners are neighbours in the batch.
+def mixed(mix: str, images: Tensor, targets: Tensor, valid_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix images, their targets and their valid masks by one mask; partners are neighbors in the batch.
 
     Args:
-        mix: one of ``MIXES``; ``cutout`` makes the other half grey, and it does not count.
+        mix: one of ``MIXES``; ``cutout`` makes the other half gray and invalid.
 
     **Shape**: N x 3 x H x W, N x C x H x W and N x H x W bool -> the same.
     """
@@ -27,24 +27,24 @@ def mixed(mix: str, images: Tensor, targets: Tensor, counted: Tensor) -> tuple[T
     else:
         kept = rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
     if mix == "cutout":
-        return images * kept, targets, counted & kept[:, 0]
+        return images * kept, targets, valid_mask & kept[:, 0]
     if len(images) < 2:
-        raise UserError(f"method {mix} mixes images, but a rank's batch has one; raise --unlabeled-batch-size")
-    return paste(images, kept), paste(targets, kept), paste(counted[:, None], kept)[:, 0]
+        raise UserError(f"{mix} mixes images of a batch, but each rank has only one; raise --unlabeled-batch-size")
+    return paste(images, kept), paste(targets, kept), paste(valid_mask[:, None], kept)[:, 0]
 
 
 def rectangles(number: int, size: tuple[int, int], *, area: float = 0.5, device: torch.device) -> Tensor:
-    """Return a random rectangle for each image, True inside; it covers ``area`` of the image, in a random proportion.
+    """Return for each image a rectangle, True inside, that covers ``area`` of it, with a random aspect ratio.
 
     **Shape**: N, (H, W) -> N x 1 x H x W bool.
     """
     height, width = size
-    draws = torch.rand(3, number, 1, 1, 1, device=device)
-    # Height and width as shares of the image: their product is `area`, and neither exceeds 1.
-    high = area ** draws[0]
+    uniform = torch.rand(3, number, 1, 1, 1, device=device)
+    # Height and width as fractions of the image: their product is `area`, and neither exceeds 1.
+    high = area ** uniform[0]
     wide = area / high
-    tops = ((1 - high) * height * draws[1]).round()
-    lefts = ((1 - wide) * width * draws[2]).round()
+    tops = ((1 - high) * height * uniform[1]).round()
+    lefts = ((1 - wide) * width * uniform[2]).round()
     rows = torch.arange(height, device=device).reshape(1, 1, -1, 1)
     columns = torch.arange(width, device=device).reshape(1, 1, 1, -1)
     inside_rows = (rows >= tops) & (rows < tops + (high * height).round())
@@ -67,7 +67,7 @@ def class_masks(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def boxes(regions: Tensor) -> Tensor:
-    """Return the smallest upright rectangle around each region, nothing for an empty one.
+    """Return the bounding box of each region, nothing for an empty one.
 
     **Shape**: N x H x W bool -> N x 1 x H x W bool.
     """

@@ -1,36 +1,38 @@
-"""What every method is: a wrapper around an mmseg segmentor that sees a batch of named branches."""
+"""What every method is: a wrapper around an mmseg segmentor that sees a batch of named views."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel, ImgDataPreprocessor
 from mmengine.structures import PixelData
-from mmseg.models.decode_heads import decode_head
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
+from sslseg.compat import auxiliary_losses, normalize_images, skip_accuracy
 from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
 from sslseg.functional.geometry import warp
-from sslseg.inference import Predictor, Protocol
+from sslseg.functional.schedule import Epochs
+from sslseg.inference.predictor import Predictor
+from sslseg.methods.ema import EMA, Teacher
 from sslseg.methods.task import Segmentation
-from sslseg.networks.teacher import Average, Teacher, resized
-from sslseg.registry import METHODS
+from sslseg.networks.logits import head_outputs, resize_logits
+from sslseg.registry import MODELS, register_modules
 from sslseg.store.format import SCORE_SCALE
 
-Branch = dict[str, Any]
-Batch = dict[str, Branch]
+View = dict[str, Any]
+Batch = dict[str, View]
 
 
-class BranchPreprocessor(BaseDataPreprocessor):
-    """Bring every branch to the device, and normalise its images as the segmentor's own preprocessor does.
+class ViewPreprocessor(BaseDataPreprocessor):
+    """Bring every view to the device, and normalize its images as the segmentor's own preprocessor does.
 
     Its loops over single images and its padding are left out: the crops of a batch have one size.
     """
@@ -40,44 +42,23 @@ class BranchPreprocessor(BaseDataPreprocessor):
         self.preprocessor = preprocessor
 
     def forward(self, data: Batch, training: bool = False) -> dict[str, Batch]:
-        """Return ``{"batch": branches}`` with float images, int64 maps and mmseg's data samples where there are labels."""
+        """Return ``{"batch": views}`` with float images, int64 maps and mmseg's data samples where there are labels."""
         batch: Batch = self.cast_data(data)
-        for branch in batch.values():
-            branch["inputs"] = self.normalize(branch["inputs"])
+        for view in batch.values():
+            view["inputs"] = normalize_images(self.preprocessor, view["inputs"])
             for key in ("labels", "pseudo_masks"):
-                if key in branch:
-                    branch[key] = branch[key].long()
-            if "pseudo_weights" in branch:
-                branch["pseudo_weights"] = branch["pseudo_weights"] * SCORE_SCALE
-            if "labels" in branch:
-                branch["data_samples"] = list(map(data_sample, branch["labels"]))
+                if key in view:
+                    view[key] = view[key].long()
+            if "pseudo_weights" in view:
+                view["pseudo_weights"] = view["pseudo_weights"] * SCORE_SCALE
+            if "labels" in view:
+                view["data_samples"] = list(map(data_sample, view["labels"]))
         return {"batch": batch}
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return N x 3 x H x W uint8 as the network wants it."""
-        own = self.preprocessor
-        images = (images[:, [2, 1, 0]] if own._channel_conversion else images).to(torch.float32, copy=True)
-        return images.sub_(own.mean).div_(own.std) if own._enable_normalize else images
-
 
 @contextlib.contextmanager
-def losses_alone() -> Iterator[None]:
-    """Keep mmseg's heads from work beside the loss: each batch's accuracy, which waits for the device, and idle resizing."""
-    accuracy, resize = decode_head.accuracy, decode_head.resize
-
-    def resize_others(input: Tensor, size: Any, **how: Any) -> Tensor:
-        return input if input.shape[-2:] == tuple(size) else resize(input=input, size=size, **how)
-
-    decode_head.accuracy, decode_head.resize = lambda *_, **__: torch.zeros(()), resize_others
-    try:
-        yield
-    finally:
-        decode_head.accuracy, decode_head.resize = accuracy, resize
-
-
-@contextlib.contextmanager
-def fixed(module: nn.Module) -> Iterator[None]:
-    """Let gradients pass through ``module`` without moving it."""
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Freeze the parameters of ``module``: gradients pass through it, none reaches them."""
     module.requires_grad_(False)
     try:
         yield
@@ -85,13 +66,13 @@ def fixed(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def losses_only(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a segmentor reports without its accuracies."""
+def drop_metrics(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the losses that a segmentor reports, without its accuracies."""
     return {name: value for name, value in values.items() if "acc" not in name.rpartition(".")[2]}
 
 
 def data_sample(label: Tensor) -> SegDataSample:
-    """Wrap one label map, H x W, as mmseg's losses take it."""
+    """Wrap one label map, H x W, in the form that mmseg's losses take."""
     shape = tuple(label.shape)
     sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
     sample.set_data(dict(gt_sem_seg=PixelData(data=label[None])))
@@ -99,79 +80,100 @@ def data_sample(label: Tensor) -> SegDataSample:
 
 
 class SemiSegmentor(BaseModel):
-    """A segmentor in training: ``loss`` of a batch of branches, and the plain segmentor that remains afterwards.
+    """A segmentor in training: ``loss`` of a batch of views, and the plain segmentor that remains afterwards.
 
-    Args:
-        segmentor: config of any mmseg EncoderDecoder, with its class count set.
+    A subclass declares what the commands need to know of it, and defines ``loss``. Its settings are the keyword-only
+    parameters of its ``__init__`` (``sslseg.settings``).
 
-    A method names the views it wants of each stream in ``views``; the batch then holds one branch for each, called
-    ``<stream>_<view>``: a dict of ``inputs`` N x 3 x H x W float; ``labels`` N x H x W int64 and ``data_samples`` (mmseg's)
-    of the labelled stream, ``valid`` N x H x W bool of others (False where there is no pixel of the image);
-    ``pseudo_masks`` N x H x W int64 where they are stored, and ``pseudo_weights`` float in [0, 1] where they are weighted.
-    Views are pixel-aligned, but for those with a ``matrix`` N x 2 x 3 (``move_targets``).
+    A batch holds one view for each name in ``views``, called ``<stream>_<view>``: a dict of ``inputs`` N x 3 x H x W float;
+    ``labels`` N x H x W int64 and ``data_samples`` (mmseg's) of the labeled stream, ``valid`` N x H x W bool of others (False
+    where there is no pixel of the image); ``pseudo_masks`` N x H x W int64 where they are stored, and ``pseudo_weights`` float
+    in [0, 1] where they are weighted. Views are pixel-aligned, except those with a ``matrix`` N x 2 x 3 (``move_targets``).
 
     Attributes:
+        views: the views that it wants of each stream (``labeled``, ``unlabeled``, or ``train``: both).
+        segmentors: settings that hold the config of a further segmentor; a preset's name or a config's path will do.
+        optimizers: of the parts that have one of their own, by the name of the submodule; a config changes them.
+        predictors: how ``sslseg pseudolabel --predictor NAME`` predicts; the first one is the default.
+        refiners: methods by which ``sslseg refine`` learns from its stores; the first that can do what is asked for.
+        needs_pseudo_masks: whether it learns from a store, and so is one of these.
+        takes_weights: whether it can weight stored pixels, and leave out those that are marked as unreliable.
+        pipeline: the commands from a split to scores, each on the run before it; what ``make NAME`` does.
+        old_settings: what settings of earlier versions are called today; None where one is gone.
         task: what depends on the task.
-        teacher: the student's average, for methods that set one; it follows the student by itself.
-        remarks: what the user should know of the method's choices when training begins.
-        step: number of the step that is being taken, from 0.
-        steps: how many the whole training takes.
+        teacher: the EMA of the student, for methods that set one; it follows the student by itself.
+        messages: what the user should know about the method's choices when training begins.
+        iteration: number of the present iteration, from 0.
+        iterations, iterations_per_epoch: the length of the training (``sslseg.config.lengths``).
     """
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",)}
+    segmentors: ClassVar[tuple[str, ...]] = ()
+    optimizers: ClassVar[dict[str, dict[str, Any]]] = {}
+    predictors: ClassVar[dict[str, type[Predictor]]] = {"direct": Predictor}
+    refiners: ClassVar[tuple[str, ...]] = ("three-stage", "self-training")
     needs_pseudo_masks: ClassVar[bool] = False
-    mixes: ClassVar[bool] = False  # whether it has a ``guided_predictor``
-    maps: ClassVar[tuple[str, ...]] = ()  # kinds that its predictor gives beside masks (``sslseg.store.format``)
+    takes_weights: ClassVar[bool] = False
+    pipeline: ClassVar[tuple[str, ...]] = ("train", "pseudolabel", "eval")
+    old_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *, segmentor: dict[str, Any]) -> None:
-        student = METHODS.build(segmentor)
-        super().__init__(data_preprocessor=BranchPreprocessor(student.data_preprocessor))
+        register_modules()
+        student = MODELS.build(segmentor)
+        super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
         self.student: EncoderDecoder = student
         self.task = Segmentation(num_classes=student.num_classes, ignore_index=ignore_value(student.num_classes))
         self.teacher: Teacher | None = None
-        self.remarks: list[str] = []
-        self.step, self.steps = 0, 1
+        self.messages: list[str] = []
+        self.iteration, self.iterations, self.iterations_per_epoch = 0, 1, 1
 
     @property
-    def deployed(self) -> EncoderDecoder:
+    def eval_model(self) -> EncoderDecoder:
         """The segmentor that is validated, predicts pseudo-masks and is exported: the teacher's, where there is one."""
         return self.student if self.teacher is None else self.teacher.network
 
-    def predictor(self, protocol: Protocol) -> Predictor:
-        """Return what makes pseudo-masks of images."""
-        return Predictor(self.deployed, protocol)
-
     @property
     def progress(self) -> float:
-        """The share of the training that is done, in [0, 1)."""
-        return self.step / self.steps
+        """The fraction of training that is done, in [0, 1)."""
+        return self.iteration / self.iterations
 
-    def averages(self) -> list[tuple[Average, nn.Module]]:
-        """Return what follows what by moving average."""
+    def fraction(self, duration: float) -> float:
+        """Return a duration (``sslseg.functional.schedule``) as a fraction of training."""
+        if isinstance(duration, Epochs):
+            return duration * self.iterations_per_epoch / self.iterations
+        return duration
+
+    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
+        """Return every EMA with the module that it follows."""
         return [] if self.teacher is None else [(self.teacher, self.student)]
 
-    def begin(self) -> None:
-        """Let averages start as what they follow; called once all initial weights are set, before the first step."""
-        for average, original in self.averages():
-            average.update(original, decay=0.0)
+    def initialize_ema(self) -> None:
+        """Let every EMA start as the module that it follows; called once all initial weights are set."""
+        for ema, original in self.ema_pairs():
+            ema.update(original, decay=0.0)
 
-    def begin_step(self, step: int, steps: int) -> None:
-        """Learn which step is taken, of how many."""
-        self.step, self.steps = step, steps
+    def begin_training(self, iterations: int, iterations_per_epoch: int = 1) -> None:
+        """Take the length of the training; called before its first iteration."""
+        self.iterations, self.iterations_per_epoch = iterations, iterations_per_epoch
 
-    def after_step(self) -> None:
-        """Let averages follow; called after each step of the optimiser."""
-        for average, original in self.averages():
-            average.follow(original, step=self.step, progress=self.progress)
+    def begin_iteration(self, iteration: int) -> None:
+        """Take the number of the iteration that begins."""
+        self.iteration = iteration
 
-    def state_report(self) -> dict[str, Any]:
-        """Return what a record of the training tells beside losses, as JSON types; may wait for the device."""
+    def after_iteration(self) -> None:
+        """Update every EMA; called after each step of the optimizer."""
+        for ema, original in self.ema_pairs():
+            reached = [decay for start, decay in ema.decays if self.fraction(start) <= self.progress]
+            ema.follow(original, iteration=self.iteration, decay=reached[-1] if reached else 0.0)
+
+    def log_values(self) -> dict[str, Any]:
+        """Return what the training curves hold beside losses, as JSON types; may synchronize."""
         return {}
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
-        """Return the losses of one batch; prediction goes through ``deployed``."""
+        """Return the losses of one batch; prediction goes through ``eval_model``."""
         if mode != "loss":
-            raise ValueError(f"mode {mode!r}: a method only trains; predict with `deployed`")
+            raise ValueError(f"mode {mode!r}: a method only trains; predict with `eval_model`")
         return self.loss(batch)
 
     @abstractmethod
@@ -179,12 +181,12 @@ class SemiSegmentor(BaseModel):
         """Return named losses (their keys hold "loss") and other values to log."""
 
     def supervise(
-        self, labeled: Branch, others: Tensor | None, segmentor: EncoderDecoder | None = None
+        self, labeled: View, others: Tensor | None, segmentor: EncoderDecoder | None = None
     ) -> tuple[dict[str, Tensor], Tensor, Any]:
-        """Pass labelled and other images through the student (or another segmentor) together.
+        """Pass labeled and other images through the student (or another segmentor) together.
 
-        **Shape**: others M x 3 x H x W -> the segmentor's own losses on the N labelled images, the logits of all,
-        (N + M) x C x H x W, labelled ones first, and their features.
+        **Shape**: others M x 3 x H x W -> the segmentor's own losses on the N labeled images, the logits of all,
+        (N + M) x C x H x W, labeled ones first, and their features.
         """
         segmentor = segmentor or self.student
         samples = labeled["data_samples"]
@@ -193,27 +195,44 @@ class SemiSegmentor(BaseModel):
         logits = segmentor.decode_head(features)
         if not torch.is_tensor(logits):
             raise UserError(
-                f"model.decode_head {type(segmentor.decode_head).__name__} returns no single score map, which"
-                f" {type(self).__name__} needs; use a model with another head"
+                f"model.decode_head {type(segmentor.decode_head).__name__} returns more than one score map, but"
+                f" {type(self).__name__} needs a single one; use a model with another head"
             )
-        logits = resized(logits, images.shape[-2:], align_corners=segmentor.decode_head.align_corners)
-        with losses_alone():
+        logits = resize_logits(logits, images.shape[-2:], align_corners=segmentor.decode_head.align_corners)
+        with skip_accuracy():
             losses = add_prefix(segmentor.decode_head.loss_by_feat(logits[: len(samples)], samples), "decode")
             if segmentor.with_auxiliary_head:
                 own = [feature[: len(samples)] for feature in features]
-                losses.update(segmentor._auxiliary_head_forward_train(own, samples))
-        return losses_only(losses), logits, features
+                losses.update(auxiliary_losses(segmentor, own, samples))
+        return drop_metrics(losses), logits, features
 
     def full_size(self, logits: Tensor, like: Tensor) -> Tensor:
         """Resize ``logits`` to the size of the images ``like``, as mmseg does."""
-        return resized(logits, like.shape[-2:], align_corners=self.student.decode_head.align_corners)
+        return resize_logits(logits, like.shape[-2:], align_corners=self.student.decode_head.align_corners)
+
+    def bare_passes(self, batch: Batch) -> list[Tensor]:
+        """Run the networks of one iteration without any loss, and return what a backward pass would start from.
+
+        This is what benchmarks compare an iteration with: here the student on the last view of each stream, and the teacher
+        on the first view of all but the labeled one.
+        """
+        if self.teacher is not None:
+            others = [batch[f"{stream}_{names[0]}"] for stream, names in self.views.items() if stream != "labeled"]
+            with torch.no_grad():
+                head_outputs(self.teacher.network, torch.cat([view["inputs"] for view in others]))
+        images = [batch[f"{stream}_{names[-1]}"]["inputs"] for stream, names in self.views.items()]
+        return head_outputs(self.student, torch.cat(images))
+
+    def bench_parts(self, batch: Batch) -> dict[str, Callable[[], object]]:
+        """Return parts of an iteration that benchmarks measure alone, by name, each as a call that runs it once."""
+        return {}
 
 
-def move_targets(targets: Tensor, branch: Branch) -> Tensor:
-    """Move maps of the weak view to where a strong view shows their pixels: the operator B, but for what it ignores.
+def move_targets(targets: Tensor, view: View) -> Tensor:
+    """Move maps of the weak view to where a strong view shows their pixels.
 
-    Pixels from outside become 0; ``valid`` of the strong view tells which they are.
+    Pixels from outside become 0; ``valid`` of the strong view says which they are.
 
     **Shape**: N x C x H x W -> N x C x H x W.
     """
-    return warp(targets, branch["matrix"], mode="nearest") if "matrix" in branch else targets
+    return warp(targets, view["matrix"], mode="nearest") if "matrix" in view else targets

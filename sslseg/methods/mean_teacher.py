@@ -1,4 +1,4 @@
-"""Mean Teacher: consistency between a student and the exponential moving average of its weights.
+"""Mean Teacher: consistency between a student and the EMA of its weights.
 
 Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, carried over to segmentation as the GCT paper
 (Sec. 4) and the U2PL paper (Appendix A) do for their baseline.
@@ -11,58 +11,55 @@ Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, carri
 | w(t), ramped up | ``weight * sigmoid_rampup`` | |
 | alpha | ``decay`` | |
 
-Choices: the squared error compares softmax, as in the original. With ``detector`` (GCT, Sec. 4.5) a flaw detector learns
-on the student's labelled predictions, and the consistency is dropped where it holds the teacher to be more wrong than the
-student. The average starts as a plain mean, min(1 - 1/(t+1), decay). The consistency is asked of unlabelled images only, as both papers' programs do. Student and teacher see the same
-weak view (GCT, Sec. 4: noise degrades it); ``mean-teacher/strong`` gives the student a strong one. The teacher is what is
-validated and deployed.
+Choices: the squared error compares softmax, as in the original. With ``detector`` (GCT, Sec. 4.5) a flaw detector learns on
+the student's predictions of labeled images, and the consistency is dropped where the detector finds the teacher more wrong
+than the student. The EMA starts as a plain mean, min(1 - 1/(t+1), decay). Consistency is required on unlabeled images only,
+as in both papers' official implementations. Student and teacher see the same weak view (GCT, Sec. 4: noise degrades it);
+``mean-teacher/default_strong`` gives the student a strong one. The teacher is validated and exported.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from sslseg.errors import UserError
-from sslseg.functional.consistency import DISTANCES, sigmoid_rampup
-from sslseg.functional.flaw import cleaned
+from sslseg.functional.consistency import DISTANCES
+from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.networks.flaw_detector import FlawDetector
-from sslseg.networks.teacher import Teacher
-from sslseg.registry import METHODS
+from sslseg.methods.ema import Teacher
+from sslseg.methods.gct.flaw_detector import FlawDetector
+from sslseg.methods.gct.flaw_maps import clean_up, flaw_target
+from sslseg.registry import MODELS
+from sslseg.settings import checked
 
 
-@METHODS.register_module()
+@MODELS.register_module()
 class MeanTeacher(SemiSegmentor):
-    """Mean Teacher.
-
-    Args:
-        consistency: ``mse`` (of softmax), ``ce`` (cross entropy with the teacher's distribution) or ``hard`` (with its class).
-        weight: of the consistency once ramped up.
-        rampup: share of the training over which it grows.
-        decay: of the moving average.
-        detector: ``width`` and ``norm`` of a flaw detector; None: without.
-    """
+    """Mean Teacher."""
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
+    optimizers: ClassVar[dict[str, dict[str, Any]]] = {"detector": dict(type="Adam", lr=1e-4, betas=(0.9, 0.99))}
 
+    @checked()
     def __init__(
         self,
         *,
         segmentor: dict[str, Any],
-        consistency: str,
-        weight: float,
-        rampup: float,
-        decay: float,
-        detector: dict[str, Any] | None = None,
+        consistency: Annotated[
+            Literal["mse", "ce", "hard"],
+            "Distance from the teacher: `mse` of softmax, `ce` (cross entropy with its distribution) or `hard` (with its class).",
+        ] = "mse",
+        weight: Annotated[float, "Weight of the consistency once ramped up."] = 1.0,
+        rampup: Annotated[Duration, "Duration over which the weight grows."] = 0.1,
+        decay: Annotated[float, "EMA decay of the teacher."] = 0.99,
+        detector: Annotated[
+            dict[str, Any] | None, FlawDetector, "Settings of a flaw detector (GCT, Sec. 4.5); None: without one."
+        ] = None,
     ) -> None:
         super().__init__(segmentor=segmentor)
-        if consistency not in DISTANCES:
-            raise UserError(f"method.consistency {consistency!r} is unknown; use one of: {', '.join(DISTANCES)}")
-        self.distance = DISTANCES[consistency]
-        self.weight, self.rampup = weight, rampup
+        self.distance, self.weight, self.rampup = DISTANCES[consistency], weight, duration(rampup, name="rampup")
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
         self.detector = FlawDetector(self.task.channels, **detector) if detector is not None else None
 
@@ -71,16 +68,16 @@ class MeanTeacher(SemiSegmentor):
         losses, logits, _ = self.supervise(labeled, strong["inputs"])
         targets = move_targets(self.teacher(weak["inputs"]), strong)
         number = len(labeled["inputs"])
-        own, counted = logits[number:], strong["valid"]
+        own, valid = logits[number:], strong["valid"]
         if self.detector is not None:
             predictions = self.task.activate(logits.detach())
             with torch.no_grad():
                 pair = torch.cat((predictions[number:], targets))
                 student, teacher = self.detector(strong["inputs"], pair).chunk(2)
-                counted = counted & ~(cleaned(teacher) > cleaned(student))[:, 0]
-            flaws = self.task.flaws(predictions[:number], labeled)
+                valid = valid & ~(clean_up(teacher) > clean_up(student))[:, 0]
+            truth = flaw_target(predictions[:number], labeled["labels"], self.task.valid_mask(labeled))
             losses["loss_detector"] = self.detector.loss(
-                labeled["inputs"], predictions[:number], flaws, self.task.known(labeled)
+                labeled["inputs"], predictions[:number], truth, self.task.valid_mask(labeled)
             )
-        weight = self.weight * sigmoid_rampup(self.progress, self.rampup)
-        return losses | dict(loss_consistency=weight * self.distance(own, targets, counted))
+        weight = self.weight * sigmoid_rampup(self.progress, self.fraction(self.rampup))
+        return losses | dict(loss_consistency=weight * self.distance(own, targets, valid))

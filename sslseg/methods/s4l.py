@@ -5,17 +5,18 @@ GCT paper (Sec. 4, Appendix C): a classifier of 0, 90, 180 and 270 degrees after
 
 | paper | here | shape |
 |---|---|---|
-| r(x), x turned by r quarters | ``turned`` | N x 3 x H x W |
+| r(x), x rotated by r quarters | ``rotated`` | N x 3 x H x W |
 | the classifier | ``classifier`` | N x 4 |
 | L_rot; its weight | ``loss_rotation``; ``weight`` | scalar |
 
-As in the authors' program of GCT, the batch is doubled: each image is seen upright and turned by 1, 2 or 3 quarters, and the
-classifier reads the logits. The task's own loss is that of the upright labelled images.
+As in GCT's official implementation, the batch is doubled: each image is seen upright and rotated by 1, 2 or 3 quarters, and
+the classifier reads the logits. The task's own loss is that of the upright labeled images.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,13 @@ from torch import Tensor
 from sslseg.errors import UserError
 from sslseg.methods.base import Batch, SemiSegmentor
 from sslseg.networks.discriminator import RotationClassifier
-from sslseg.registry import METHODS
+from sslseg.networks.logits import head_outputs
+from sslseg.registry import MODELS
+from sslseg.settings import DEFAULTS
 
 
-def quarter_turns(images: Tensor, quarters: Tensor) -> Tensor:
-    """Rotate each image counter-clockwise by its number of quarters, without waiting for the device.
+def rotate_quarters(images: Tensor, quarters: Tensor) -> Tensor:
+    """Rotate each image counter-clockwise by its number of quarters, without synchronizing.
 
     **Shape**: N x C x S x S and N int64 in 0..3 -> N x C x S x S.
     """
@@ -36,18 +39,19 @@ def quarter_turns(images: Tensor, quarters: Tensor) -> Tensor:
     return every[quarters, torch.arange(len(images), device=images.device)]
 
 
-@METHODS.register_module()
+@MODELS.register_module()
 class S4L(SemiSegmentor):
-    """Self-supervision by rotation.
-
-    Args:
-        classifier: ``width`` of the classifier.
-        weight: of L_rot.
-    """
+    """Self-supervision by rotation."""
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak",)}
 
-    def __init__(self, *, segmentor: dict[str, Any], classifier: dict[str, Any], weight: float) -> None:
+    def __init__(
+        self,
+        *,
+        segmentor: dict[str, Any],
+        classifier: Annotated[Mapping[str, Any], RotationClassifier, "Settings of the classifier."] = DEFAULTS,
+        weight: Annotated[float, "Weight of L_rot."] = 0.1,
+    ) -> None:
         super().__init__(segmentor=segmentor)
         self.classifier = RotationClassifier(self.task.channels, **classifier)
         self.weight = weight
@@ -56,11 +60,16 @@ class S4L(SemiSegmentor):
         labeled, unlabeled = batch["labeled_weak"]["inputs"], batch["unlabeled_weak"]["inputs"]
         if labeled.shape[-2] != labeled.shape[-1]:
             raise UserError(
-                f"method s4l rotates images, which needs square crops, not {tuple(labeled.shape[-2:])}; mend --crop"
+                f"method s4l rotates images, which needs square crops, not {tuple(labeled.shape[-2:])}; change --crop"
             )
         upright = torch.cat((labeled, unlabeled))
         quarters = torch.randint(1, 4, (len(upright),), device=upright.device)
-        others = torch.cat((unlabeled, quarter_turns(upright, quarters)))
+        others = torch.cat((unlabeled, rotate_quarters(upright, quarters)))
         losses, logits, _ = self.supervise(batch["labeled_weak"], others)
         angles = torch.cat((torch.zeros_like(quarters), quarters))
         return losses | dict(loss_rotation=self.weight * F.cross_entropy(self.classifier(logits), angles))
+
+    def bare_passes(self, batch: Batch) -> list[Tensor]:
+        images = torch.cat([view["inputs"] for view in batch.values()])
+        outputs = head_outputs(self.student, torch.cat((images, images)))
+        return [*outputs, self.classifier(outputs[0])]

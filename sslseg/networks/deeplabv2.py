@@ -2,7 +2,7 @@
 
 Chen et al., DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully Connected
 CRFs, TPAMI 2018, Sec. 3.2 and Fig. 7 (ASPP-L: rates 6, 12, 18, 24). mmseg has the ASPP of DeepLabV3 only, which
-concatenates normalised branches. Here each branch is one 3 x 3 atrous convolution from the feature to the class scores.
+concatenates normalized branches. Here each branch is one 3 x 3 atrous convolution from the feature to the logits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from sslseg.registry import METHODS
+from sslseg.compat import select_inputs
+from sslseg.registry import MODELS
 
 
-@METHODS.register_module()
+@MODELS.register_module()
 class DeepLabV2Head(BaseDecodeHead):
     """Sum of parallel atrous classifiers on one feature map; as in every mmseg head, ``conv_seg`` is the classifier.
 
@@ -26,13 +27,13 @@ class DeepLabV2Head(BaseDecodeHead):
     """
 
     def __init__(self, *, in_channels: int, dilations: Sequence[int] = (6, 12, 18, 24), **kwargs: Any) -> None:
-        # mmseg's own init_cfg expects one convolution under the name conv_seg; AtrousSum initialises itself.
+        # mmseg's own init_cfg expects one convolution under the name conv_seg; AtrousSum initializes itself.
         super().__init__(in_channels=in_channels, channels=in_channels, dropout_ratio=0.0, init_cfg=None, **kwargs)
         self.dilations = tuple(dilations)
         self.conv_seg = AtrousSum(in_channels, self.out_channels, self.dilations)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        return self.cls_seg(self._transform_inputs(inputs))
+        return self.cls_seg(select_inputs(self, inputs))
 
 
 class AtrousSum(nn.ModuleList):

@@ -7,6 +7,8 @@ interpolation to the size of the input.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,10 +27,9 @@ class Discriminator(nn.Module):
 
     Args:
         channels: of the prediction.
-        width: kernels of the first layer, 64 in the paper.
     """
 
-    def __init__(self, channels: int, *, width: int = 64) -> None:
+    def __init__(self, channels: int, *, width: Annotated[int, "Kernels of the first layer."] = 64) -> None:
         super().__init__()
         self.layers = strided(channels, (width, 2 * width, 4 * width, 8 * width))
         self.last = nn.Conv2d(8 * width, 1, 4, stride=2, padding=1)
@@ -40,13 +41,13 @@ class Discriminator(nn.Module):
 
 
 class RotationClassifier(nn.Module):
-    """Tell from a segmentor's logits by how many quarter turns its image was rotated.
+    """Classify from a segmentor's logits by how many quarters of a circle its image was rotated.
 
     The GCT paper only says that a four-way classifier follows the task model: here three halving convolutions, the mean of
     all pixels and a linear layer.
     """
 
-    def __init__(self, channels: int, *, width: int = 64) -> None:
+    def __init__(self, channels: int, *, width: Annotated[int, "Kernels of the first layer."] = 64) -> None:
         super().__init__()
         self.layers = strided(channels, (width, 2 * width, 4 * width))
         self.last = nn.Linear(4 * width, 4)

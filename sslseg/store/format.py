@@ -1,50 +1,128 @@
-"""The prediction store's format, as ``docs/store-format.md`` specifies it: names, header, digest, one encoded map."""
+"""The prediction store's format (``docs/store-format.md``): kinds of maps, header, digest, one encoded map."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
 
 from sslseg import __version__
+from sslseg.errors import UserError
 
-FORMAT, VERSION = "sslseg-store", 1
-MASKS = "masks"
-RELIABLE = "reliable_masks"  # the masks, without a class where a pixel is unreliable
-MODEL_MASKS = ("model_masks/left", "model_masks/right")
-DIRECT_MASKS = "model_masks/direct"
-LABEL_KINDS = (MASKS, RELIABLE, *MODEL_MASKS, DIRECT_MASKS)
-FLAW_MAPS = ("flaw_maps/left", "flaw_maps/right")
-SCORE_KINDS = ("confidence", "entropy", *FLAW_MAPS)
-KINDS = (MASKS, *SCORE_KINDS, *LABEL_KINDS[1:])
-FLAW = "flaw"  # of the fused mask: the smaller one of the two
-RANKED = ("confidence", "entropy", FLAW)
+FORMAT, VERSION = "sslseg-store", 2
+LISTS = {"ids": "string-array", "positions": "array"}
 SCORE_LEVELS = 1 << 16  # 16-bit fixed point
 SCORE_SCALE = 1.0 / (SCORE_LEVELS - 1)
-ENCODINGS = (
-    {"ids": "string-array", "positions": "array"}
-    | dict.fromkeys(LABEL_KINDS, "label-map")
-    | dict.fromkeys(SCORE_KINDS, "score-map")
-)
 ENCODING_VERSION = 1
 # `tools/bench_filters.py` measures masks: level 9 gains 2% at most for twice the time. The low byte of scores is noise,
 # on which effort is wasted.
-LEVELS = dict.fromkeys(LABEL_KINDS, 8) | dict.fromkeys(SCORE_KINDS, 3)
+LEVELS = {"label-map": 8, "score-map": 3}
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """How one kind of map is stored.
+
+    Attributes:
+        encoding: ``label-map`` (class indices and the ignore index) or ``score-map`` (values in [0, 1]).
+        high: of a score, what a high value means: the prediction is ``wrong``, or it is ``right``.
+        on_request: whether it is stored only where ``--scores`` names it.
+    """
+
+    encoding: Literal["label-map", "score-map"]
+    high: Literal["wrong", "right"] = "wrong"
+    on_request: bool = False
+
+    def __post_init__(self) -> None:
+        if self.encoding not in LEVELS:
+            raise ValueError(f"encoding {self.encoding!r} of a map is unknown; use one of: {', '.join(LEVELS)}")
+        if self.high not in ("wrong", "right"):
+            raise ValueError(f"high {self.high!r} of a map is unknown; use one of: wrong, right")
+
+    @property
+    def is_score(self) -> bool:
+        return self.encoding == "score-map"
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of its group in the file."""
+        found: dict[str, Any] = dict(encoding_type=self.encoding, encoding_version=ENCODING_VERSION)
+        return found | dict(scale=SCORE_SCALE, high=self.high) if self.is_score else found
+
+
+LABEL_MAP, SCORE_MAP = MapKind("label-map"), MapKind("score-map")
+MASKS = "masks"
+RELIABLE = "reliable_masks"  # the masks, without a class where a pixel is unreliable
+BUILT_IN: Mapping[str, MapKind] = MappingProxyType(
+    {MASKS: LABEL_MAP, RELIABLE: LABEL_MAP, "confidence": MapKind("score-map", high="right"), "entropy": SCORE_MAP}
+)
+NAME = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+PART = re.compile(r"([A-Za-z0-9_-]+)_maps/[A-Za-z0-9_-]+")
+
+
+def in_order(kinds: Mapping[str, MapKind]) -> dict[str, MapKind]:
+    """Sort kinds: masks, confidence, entropy, other score maps, other label maps."""
+
+    def place(item: tuple[str, MapKind]) -> tuple[bool, bool, bool, str]:
+        name, kind = item
+        return name != MASKS, not kind.is_score, kind.is_score and name not in BUILT_IN, name
+
+    return dict(sorted(kinds.items(), key=place))
+
+
+def derived_scores(kinds: Mapping[str, MapKind]) -> dict[str, tuple[str, ...]]:
+    """Return the kinds that together are one score of a mask fused from several models, by the score's name.
+
+    Score maps ``NAME_maps/MODEL`` are the score ``NAME``; a kind or a built-in kind of that name takes precedence.
+    """
+    found: dict[str, list[str]] = {}
+    for name in sorted(kinds):
+        match = PART.fullmatch(name)
+        if match is not None and kinds[name].is_score and match[1] not in {*kinds, *BUILT_IN}:
+            found.setdefault(match[1], []).append(name)
+    return {score: tuple(parts) for score, parts in found.items()}
+
+
+def check_kinds(kinds: Mapping[str, MapKind]) -> None:
+    """Raise UserError unless a store can hold maps of these kinds."""
+    if MASKS not in kinds:
+        raise UserError(f"a store needs maps of kind {MASKS!r}; add it")
+    # `mask` is the argument of `StoreWriter.add` that takes the masks.
+    reserved = {*LISTS, "mask"}
+    for name, kind in kinds.items():
+        if not NAME.fullmatch(name) or name.split("/")[0] in reserved:
+            raise UserError(
+                f"map kind {name!r}: use words of A-Z, a-z, 0-9, _ and - joined by /, not {', '.join(sorted(reserved))}"
+            )
+        folder = next((other for other in kinds if name.startswith(f"{other}/")), None)
+        if folder is not None:
+            raise UserError(f"map kind {name!r} lies in the folder of map kind {folder!r}; rename one of them")
+        if name in BUILT_IN and kind.attributes() != BUILT_IN[name].attributes():
+            raise UserError(f"map kind {name!r} is built in as {BUILT_IN[name]}, not as {kind}; rename it")
+        match = PART.fullmatch(name) if kind.is_score else None
+        if match is not None and match[1] in {*kinds, *BUILT_IN}:
+            raise UserError(f"map kind {name!r} is a part of score {match[1]!r}, which is a map kind, too; rename one")
+    for score, parts in derived_scores(kinds).items():
+        if len({kinds[part].high for part in parts}) > 1:
+            raise UserError(
+                f"map kinds {', '.join(parts)} are parts of score {score!r}; declare the same `high` of all"
+            )
 
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """What a store tells of itself; ``ignore_index`` marks pixels without a class, ``shard`` is ``i/n``.
+    """The metadata of a store; ``ignore_index`` marks pixels without a class, ``shard`` is ``i/n``.
 
-    ``total`` is the number of ids of all shards together, ``provenance`` a JSON object of what the maker wants to tell.
+    ``total`` is the number of ids of all shards together, ``provenance`` a JSON object with further metadata.
     """
 
     classes: tuple[str, ...]
@@ -89,15 +167,15 @@ def quantize(score: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(score, 0.0, 1.0) / SCORE_SCALE).astype(np.uint16)
 
 
-def encode(kind: str, array: np.ndarray) -> Encoded:
+def encode(kind: MapKind, array: np.ndarray) -> Encoded:
     """Compress the stored values of a map, H x W, uint8 or uint16."""
     data = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     raw = data.tobytes() if data.itemsize == 1 else data.view(np.uint8).reshape(-1, data.itemsize).T.tobytes()
-    return Encoded(zlib.compress(raw, LEVELS[kind]), (array.shape[0], array.shape[1]), data.dtype)
+    return Encoded(zlib.compress(raw, LEVELS[kind.encoding]), (array.shape[0], array.shape[1]), data.dtype)
 
 
 def decode(encoded: Encoded) -> np.ndarray:
-    """Return the array that was compressed; raise zlib.error or ValueError when the data are damaged."""
+    """Return the array that was compressed; raise zlib.error or ValueError if the data is damaged."""
     raw = np.frombuffer(bytearray(zlib.decompress(encoded.data)), np.uint8)
     if encoded.dtype.itemsize > 1:
         raw = np.ascontiguousarray(raw.reshape(encoded.dtype.itemsize, -1).T)
@@ -107,8 +185,8 @@ def decode(encoded: Encoded) -> np.ndarray:
 def keys(ids: Iterable[str]) -> dict[str, str]:
     """Return the HDF5 path of each id below its kind's group.
 
-    An id is its own path. ``%`` is written ``%25``, a part of dots alone with ``%2E``, an empty part ``%00``; an id that
-    is also the folder of another gets ``%`` at its end. Reversible, since a bare ``%`` occurs nowhere else.
+    An id is its own path. ``%`` is written ``%25``, a part of dots alone with ``%2E``, an empty part ``%00``; an id
+    that is also the folder of another gets ``%`` at its end. Reversible, since a bare ``%`` occurs nowhere else.
     """
     escaped = {name: "/".join(map(_escape, name.split("/"))) for name in ids}
     folders = {path[:at] for path in escaped.values() for at, letter in enumerate(path) if letter == "/"}
@@ -144,7 +222,7 @@ def create_file(path: Path | str | BytesIO, **how: Any) -> h5py.File:
 
 
 def write_head(
-    file: h5py.File, header: StoreHeader, kinds: Iterable[str], *, ids: Sequence[str], positions: Sequence[int]
+    file: h5py.File, header: StoreHeader, kinds: Mapping[str, MapKind], *, ids: Sequence[str], positions: Sequence[int]
 ) -> None:
     """Write the root attributes, the ids, the position of each among all shards' ids, and a group for each kind."""
     file.attrs["format"], file.attrs["format_version"] = FORMAT, VERSION
@@ -154,15 +232,12 @@ def write_head(
     # Strings of one length compress; variable ones would take 40 bytes each, a tenth of a small mask.
     encoded = [name.encode() for name in ids]
     names = np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
-    file.create_dataset("ids", data=names, **_list_filters(names))
     places = np.array(positions, np.int64)
-    file.create_dataset("positions", data=places, **_list_filters(places))
-    for kind in kinds:
-        group = file.create_group(kind)
-        if kind in SCORE_KINDS:
-            group.attrs["scale"] = SCORE_SCALE
-    for name in ("ids", "positions", *kinds):
-        file[name].attrs["encoding_type"], file[name].attrs["encoding_version"] = ENCODINGS[name], ENCODING_VERSION
+    for name, values in dict(ids=names, positions=places).items():
+        dataset = file.create_dataset(name, data=values, **_list_filters(values))
+        dataset.attrs.update(encoding_type=LISTS[name], encoding_version=ENCODING_VERSION)
+    for name, kind in kinds.items():
+        file.create_group(name).attrs.update(kind.attributes())
 
 
 def _list_filters(values: np.ndarray) -> dict[str, Any]:
@@ -170,7 +245,7 @@ def _list_filters(values: np.ndarray) -> dict[str, Any]:
 
 
 def read_header(file: h5py.File) -> StoreHeader:
-    """Return the header from the root attributes; raise KeyError or ValueError when one is missing or damaged."""
+    """Return the header from the root attributes; raise KeyError or ValueError if one is missing or damaged."""
     record = {name: _plain(file.attrs[name]) for name in (field.name for field in fields(StoreHeader))}
     record |= {name: json.loads(record[name]) for name in ("classes", "palette")}
     return StoreHeader.from_dict(record)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 from h5py import h5d, h5o, h5p, h5t, h5z
 
-from sslseg.store.format import LEVELS, Encoded, create_file
+from sslseg.store.format import LEVELS, Encoded, MapKind, create_file
 
 ORIGIN = (0, 0)
 
@@ -18,11 +19,12 @@ ORIGIN = (0, 0)
 class MapWriter:
     """Writes encoded maps into a file that has their groups.
 
-    HDF5 leaves some 140 bytes for attributes in the header of each new dataset, but none in a copied one; half a small
-    mask. So every dataset is copied from an empty one and then gets its chunk.
+    HDF5 reserves about 140 bytes for attributes in the header of each new dataset, half the size of a small mask, but
+    none in a copied one. So every dataset is copied from an empty one and then gets its chunk.
     """
 
-    def __init__(self, file: h5py.File) -> None:
+    def __init__(self, file: h5py.File, kinds: Mapping[str, MapKind]) -> None:
+        self._kinds = kinds
         self._folders: dict[str, h5py.Group] = {"": file}
         self._empty = create_file(uuid.uuid4().hex, driver="core", backing_store=False)
         self._unicode = h5p.create(h5p.LINK_CREATE)
@@ -34,7 +36,11 @@ class MapWriter:
         folder = self._folder(path).id
         name = leaf.encode()
         h5o.copy(
-            self._empty.id, self._template(kind, encoded), folder, name, lcpl=None if leaf.isascii() else self._unicode
+            self._empty.id,
+            self._template(self._kinds[kind].encoding, encoded),
+            folder,
+            name,
+            lcpl=None if leaf.isascii() else self._unicode,
         )
         h5d.open(folder, name).write_direct_chunk(ORIGIN, encoded.data)
 
@@ -44,8 +50,8 @@ class MapWriter:
             self._folders[path] = self._folder(parent).require_group(leaf)
         return self._folders[path]
 
-    def _template(self, kind: str, encoded: Encoded) -> bytes:
-        name = f"{kind} {encoded.shape} {encoded.dtype.str}"
+    def _template(self, encoding: str, encoded: Encoded) -> bytes:
+        name = f"{encoding} {encoded.shape} {encoded.dtype.str}"
         if name not in self._empty:
             self._empty.create_dataset(
                 name,
@@ -53,7 +59,7 @@ class MapWriter:
                 dtype=encoded.dtype,
                 chunks=encoded.shape,
                 compression="gzip",
-                compression_opts=LEVELS[kind],
+                compression_opts=LEVELS[encoding],
                 shuffle=encoded.dtype.itemsize > 1,
                 track_times=False,
             )
@@ -70,8 +76,8 @@ class _Place(NamedTuple):
 class MapFile:
     """Reads maps of an open file.
 
-    Where a map lies as our writer leaves it, its place in the file is remembered and its bytes are read directly: for
-    small masks HDF5's own way costs more time than decoding a PNG.
+    The place of each map that has our writer's layout is cached, and its bytes are read directly: for small masks,
+    reading through HDF5 takes longer than decoding a PNG.
     """
 
     def __init__(self, file: h5py.File) -> None:
@@ -82,7 +88,7 @@ class MapFile:
         self._descriptor: int | None = file.id.get_vfd_handle() if plain else None
 
     def read(self, kind: str, key: str) -> Encoded | np.ndarray:
-        """Return the map ``kind/key``: encoded if it lies as our writer leaves it, else as an array.
+        """Return the map ``kind/key``: encoded if it has our writer's layout, else as an array.
 
         Raises:
             KeyError: there is no such dataset.

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 
 from sslseg.errors import UserError
 from sslseg.store.format import (
-    FLAW,
-    FLAW_MAPS,
+    BUILT_IN,
     FORMAT,
-    KINDS,
+    LABEL_MAP,
+    LEVELS,
+    LISTS,
     MASKS,
-    RANKED,
-    SCORE_KINDS,
+    SCORE_MAP,
     VERSION,
     Encoded,
+    MapKind,
     StoreHeader,
     decode,
+    derived_scores,
+    in_order,
     keys,
     read_header,
 )
@@ -33,10 +37,18 @@ from sslseg.store.segments import partial_path
 
 
 class StoreReader:
-    """A complete prediction store, read only; opened once in every process that uses it, so it may be pickled.
+    """A complete prediction store, read only; every process opens the file itself, so a reader may be pickled.
+
+    A *score* is a kind of score map, or the score ``NAME`` that the kinds ``NAME_maps/MODEL`` are together: that of the
+    model that each pixel of a fused mask comes from.
+
+    Attributes:
+        kinds: every kind of map in the file, in the order of ``format.in_order``.
+        scores: the scores that rate the masks: confidence, entropy, those of several maps, others.
+        unknown: path and ``encoding_type`` of elements that this version cannot read.
 
     Raises:
-        UserError: the file is missing, incomplete, damaged, or no store of a version that is known.
+        UserError: the file is missing, incomplete, damaged, or not a store of a known version.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -47,14 +59,29 @@ class StoreReader:
             self.header: StoreHeader = read_header(file)
             self.ids: list[str] = file["ids"].asstr()[()].tolist()
             self.positions: np.ndarray = file["positions"][()]
-            self.kinds: tuple[str, ...] = tuple(kind for kind in KINDS if kind in file)
+            found, self.unknown = find_kinds(file)
+            self.kinds: Mapping[str, MapKind] = in_order(found)
             self.content_sha256: str = str(file.attrs["content_sha256"])
-            self._scales = {kind: np.float32(file[kind].attrs["scale"]) for kind in self.kinds if kind in SCORE_KINDS}
+            self._scales = {
+                name: np.float32(file[name].attrs["scale"]) for name, kind in self.kinds.items() if kind.is_score
+            }
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(str(error)) from error
         if MASKS not in self.kinds or len(self.positions) != len(self.ids) or not file.attrs.get("complete"):
-            raise self._damaged("it has no masks, as many positions as ids, or no mark of being complete")
+            raise self._damaged("it lacks masks, a position of each id, or the mark of being complete")
         self._keys = keys(self.ids)
+        self._parts = {
+            score: parts
+            for score, parts in derived_scores(self.kinds).items()
+            if len({(self.kinds[part].high, self._scales[part]) for part in parts}) == 1
+        }
+        parts_of_others = {part for parts in self._parts.values() for part in parts}
+        own = [name for name in self._scales if name not in parts_of_others]
+        self.scores: tuple[str, ...] = (
+            *(name for name in own if name in BUILT_IN),
+            *self._parts,
+            *(name for name in own if name not in BUILT_IN),
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,13 +117,19 @@ class StoreReader:
         return json.loads(self.header.provenance)
 
     def has(self, kind: str) -> bool:
-        """Tell whether there are maps of ``kind``; ``flaw`` stands for those of both models."""
-        return all(part in self.kinds for part in (FLAW_MAPS if kind == FLAW else (kind,)))
+        """Return whether there are maps of this kind, or such a score."""
+        return kind in self.kinds or kind in self._parts
 
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """The scores of the masks: those of confidence, entropy and flaw that the store has."""
-        return tuple(kind for kind in RANKED if self.has(kind))
+    def high(self, score: str) -> Literal["wrong", "right"]:
+        """Return what a high value of a score means: the mask is ``wrong``, or it is ``right``."""
+        return self.kinds[self._score_parts(score)[0]].high
+
+    def _score_parts(self, score: str) -> tuple[str, ...]:
+        """Return the stored kinds of a score."""
+        parts = self._parts.get(score, (score,))
+        if parts[0] not in self._scales:
+            raise UserError(f"store {self.path} holds no score {score!r}; it holds {', '.join(self.scores) or 'none'}")
+        return parts
 
     def mask(self, name: str) -> np.ndarray:
         """Return the mask of an id: H x W class indices, uint8 (uint16 over 255 classes)."""
@@ -110,22 +143,19 @@ class StoreReader:
         """Return the entropy of each pixel divided by log C, H x W float32 in [0, 1]."""
         return self.score("entropy", name)
 
-    def flaw(self, name: str) -> np.ndarray:
-        """Return the flaw probability of the model that each pixel comes from, H x W float32 in [0, 1]."""
-        return self.score(FLAW, name)
-
     def score(self, kind: str, name: str) -> np.ndarray:
-        """Return the score map ``kind`` of an id, H x W float32 in [0, 1]."""
+        """Return the score ``kind`` of an id, H x W float32 in [0, 1]."""
         return self.stored(kind, name).astype(np.float32) * self.scale(kind)
 
     def scale(self, kind: str) -> np.float32:
-        """Return what the stored values of a score are multiplied with."""
-        return self._scales[FLAW_MAPS[0] if kind == FLAW else kind]
+        """Return the factor of the stored values of a score."""
+        return self._scales[self._score_parts(kind)[0]]
 
     def stored(self, kind: str, name: str) -> np.ndarray:
-        """Return a map as it is stored, without scale."""
-        if kind == FLAW:
-            return np.minimum(*(self.stored(part, name) for part in FLAW_MAPS))
+        """Return a map as it is stored, without scale; of a score of several models, that of the most reliable one."""
+        if kind in self._parts:
+            best = np.minimum if self.high(kind) == "wrong" else np.maximum
+            return functools.reduce(best, (self.stored(part, name) for part in self._parts[kind]))
         found = self.encoded(kind, name)
         try:
             return decode(found) if isinstance(found, Encoded) else found
@@ -133,20 +163,18 @@ class StoreReader:
             raise self._damaged(f"{kind}/{name}: {error}") from error
 
     def encoded(self, kind: str, name: str) -> Encoded | np.ndarray:
-        """Return a map in its compressed form where it has our writer's filters, else as an array."""
+        """Return a map, compressed if it has our writer's layout, else as an array."""
         if kind not in self.kinds:
-            raise UserError(f"store {self.path} holds no {kind}; make it with `sslseg pseudolabel --scores {kind}`")
+            raise UserError(f"store {self.path} holds no {kind}; store it with `sslseg pseudolabel --scores {kind}`")
         if name not in self._keys:
-            raise UserError(
-                f"store {self.path} has no id {name!r}; it holds {len(self)} others, such as {self.ids[0]!r}"
-            )
+            raise UserError(f"store {self.path} has no id {name!r}; it holds {len(self)} ids, such as {self.ids[0]!r}")
         try:
             return self._maps().read(kind, self._keys[name])
         except (OSError, KeyError, RuntimeError) as error:
             raise self._damaged(f"{kind}/{name}: {error}") from error
 
     def maps(self, kind: str) -> dict[str, str]:
-        """Return the id of every map of ``kind`` in the file by its key; one that belongs to no id gets its key."""
+        """Return the id of every map of ``kind`` in the file by its key; without an id, the key itself."""
         names = {key: name for name, key in self._keys.items()}
         found: list[str] = []
         self._maps().file[kind].visititems(
@@ -155,11 +183,18 @@ class StoreReader:
         return {key: names.get(key, key) for key in found}
 
     def attribute(self, element: str, name: str) -> Any:
-        """Return an attribute of an element at the root, None where it is missing."""
+        """Return an attribute of an element, None where it is missing."""
         return self._maps().file[element].attrs.get(name)
 
+    def check_encodings(self) -> None:
+        """Raise UserError if the store holds an element that this version cannot read, and so would not copy."""
+        for path, encoding in self.unknown.items():
+            raise UserError(
+                f"store {self.path}: /{path} has the unknown encoding_type {encoding!r}; update sslseg, or remove it"
+            )
+
     def _damaged(self, reason: str) -> UserError:
-        return UserError(f"store {self.path} is damaged ({reason}); make it anew")
+        return UserError(f"store {self.path} is damaged ({reason}); recreate it")
 
     def _maps(self) -> MapFile:
         # A forked worker must not share its parent's handle.
@@ -174,6 +209,41 @@ class StoreReader:
         self._opened = None
 
 
+def find_kinds(file: h5py.File) -> tuple[dict[str, MapKind], dict[str, str]]:
+    """Return the kinds of maps in a file, and the encoding of elements that this version cannot read, by path.
+
+    Raises:
+        ValueError: an element has other attributes than its kind allows.
+    """
+    kinds: dict[str, MapKind] = {}
+    unknown: dict[str, str] = {}
+    for path, item in _elements(file):
+        encoding = item.attrs["encoding_type"]
+        if encoding in LEVELS and isinstance(item, h5py.Group):
+            # Version 1 has no `high`.
+            high = item.attrs.get("high", BUILT_IN.get(path, SCORE_MAP).high)
+            kinds[path] = MapKind("score-map", high=high) if encoding == SCORE_MAP.encoding else LABEL_MAP
+        elif path not in LISTS:
+            unknown[path] = str(encoding)
+        if path in BUILT_IN and encoding != BUILT_IN[path].encoding:
+            raise ValueError(f"/{path} has encoding_type {encoding!r}, not {BUILT_IN[path].encoding!r}")
+    return kinds, unknown
+
+
+def _elements(group: h5py.Group, folder: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield path and object of everything with an ``encoding_type``; a group without one may be a folder of them."""
+    for name in group:
+        item = group.get(name)
+        if item is None:
+            continue  # a link to nothing
+        if "encoding_type" in item.attrs:
+            yield folder + name, item
+        elif isinstance(item, h5py.Group):
+            yield from _elements(item, f"{folder}{name}/")
+        elif folder:
+            return  # these are maps, perhaps a million, of a kind that is not ours
+
+
 def open_store(path: Path) -> h5py.File:
     """Open the file of a complete store for reading."""
     if not path.exists():
@@ -181,17 +251,17 @@ def open_store(path: Path) -> h5py.File:
             raise UserError(
                 f"store {path} is incomplete; finish it with the same `sslseg pseudolabel` command and --resume"
             )
-        raise UserError(f"store {path} does not exist; make one with `sslseg pseudolabel`")
+        raise UserError(f"store {path} does not exist; create one with `sslseg pseudolabel`")
     try:
         file = h5py.File(path, "r", locking=False)
     except PermissionError:
         raise
     except OSError as error:
-        raise UserError(f"{path} is no readable HDF5 file; it is damaged or something else: make it anew") from error
+        raise UserError(f"{path} is not a readable HDF5 file; it is damaged or something else: recreate it") from error
     version = file.attrs.get("format_version")
     if file.attrs.get("format") != FORMAT or version is None:
         file.close()
-        raise UserError(f"{path} is HDF5, but no prediction store of sslseg; give one that `sslseg pseudolabel` made")
+        raise UserError(f"{path} is an HDF5 file, but not a prediction store; give one that `sslseg pseudolabel` made")
     if version > VERSION:
         file.close()
         raise UserError(f"store {path} has version {version}, this program reads up to {VERSION}; update sslseg")

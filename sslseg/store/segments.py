@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +16,7 @@ import h5py
 from sslseg.errors import UserError
 from sslseg.files import atomic_write, write_json
 from sslseg.progress import note
-from sslseg.store.format import Encoded, StoreHeader, create_file, keys, write_head
+from sslseg.store.format import VERSION, Encoded, MapKind, StoreHeader, create_file, keys, write_head
 from sslseg.store.maps import MapWriter
 
 HEADER = "header.json"
@@ -30,12 +30,22 @@ def partial_path(path: Path) -> Path:
 class Segments:
     """The segments in ``folder``; a segment's name holds the rank and the SHA-256 of its bytes, so damage shows."""
 
-    def __init__(self, folder: Path, header: StoreHeader, kinds: Sequence[str]) -> None:
+    def __init__(self, folder: Path, header: StoreHeader, kinds: Mapping[str, MapKind]) -> None:
         self.folder, self.header, self.kinds = folder, header, kinds
 
     def begin(self, ids: Sequence[str], positions: Sequence[int], *, join: bool) -> None:
-        """Make the folder, or join one of equal header and ids; raise UserError if that is not asked for or differs."""
-        record = dict(header=self.header.to_dict(), kinds=list(self.kinds), ids=list(ids), positions=list(positions))
+        """Make the folder, or with ``join`` continue one with equal header, kinds and ids.
+
+        Raises:
+            UserError: there is one already and ``join`` is False, or it is damaged, of another version, or differs.
+        """
+        record = dict(
+            version=VERSION,
+            header=self.header.to_dict(),
+            kinds={name: kind.attributes() for name, kind in self.kinds.items()},
+            ids=list(ids),
+            positions=list(positions),
+        )
         target = self.folder / HEADER
         if not target.exists() and not self.paths():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -43,43 +53,53 @@ class Segments:
             return
         if not join:
             raise UserError(
-                f"{self.folder} holds an unfinished store; go on with --resume, write another with --out, or remove the folder"
+                f"{self.folder} holds an unfinished store; continue it with --resume, write another with --out, or"
+                " remove the folder"
             )
         try:
             found = json.loads(target.read_text())
+            version = found.get("version", 1)
+            if version != VERSION:
+                raise UserError(
+                    f"{self.folder} is an unfinished store of format version {version}, this program writes version"
+                    f" {VERSION}; remove the folder and start again"
+                )
             differing = self.header.difference(StoreHeader.from_dict(found["header"]))
             differing = differing or next(
                 (key for key in record if key != "header" and found[key] != record[key]), None
             )
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise UserError(f"{target} is missing or damaged; remove the folder and begin anew") from error
+        except UserError:
+            raise
+        except (FileNotFoundError, AttributeError, ValueError, KeyError) as error:
+            raise UserError(f"{target} is missing or damaged; remove the folder and start again") from error
         if differing:
             raise UserError(
-                f"{self.folder} is an unfinished store of another {differing}; write another with --out, or remove the folder"
+                f"{self.folder} is an unfinished store that differs in {differing}; write another with --out, or remove"
+                " the folder"
             )
 
     @contextlib.contextmanager
     def lock(self, rank: int) -> Iterator[IO[str]]:
-        """Hold off other processes of the same rank, such as a job that still runs when it is resumed."""
+        """Refuse other processes of the same rank, such as a job that still runs when it is resumed."""
         with (self.folder / f".{rank:04d}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"another process is writing {self.folder}; wait for its end, or write another with --out"
+                    f"another process is writing {self.folder}; wait until it ends, or write another with --out"
                 ) from error
             except OSError:
                 note(f"{self.folder}: the file system has no locks; let only one process write this store")
             yield file
 
     def clean(self) -> None:
-        """Remove what a killed process left half written, and segments that were damaged since; say so of these."""
+        """Remove files that a killed process left half written, and damaged segments; report the latter."""
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()
         for path in self.paths():
             if hashlib.sha256(path.read_bytes()).hexdigest()[:32] != path.stem.partition("-")[2]:
                 path.unlink()
-                note(f"segment {path} is damaged and was removed; its images are made again")
+                note(f"segment {path} is damaged and was removed; its images are predicted again")
 
     def paths(self) -> list[Path]:
         """Return the finished segments."""
@@ -87,11 +107,11 @@ class Segments:
 
     def write(self, rank: int, maps: dict[str, dict[str, Encoded]]) -> None:
         """Write one segment: the encoded maps of each id by kind."""
-        # In memory: what goes to the disk is written by us, whole. (HDF5's own images of a file are broken before 2.0.)
+        # In memory, so that we write the file in one go. (HDF5's own file images are broken before 2.0.)
         image = io.BytesIO()
         with create_file(image) as file:
             write_head(file, self.header, self.kinds, ids=list(maps), positions=range(len(maps)))
-            names, output = keys(maps), MapWriter(file)
+            names, output = keys(maps), MapWriter(file, self.kinds)
             for name, found in maps.items():
                 for kind, encoded in found.items():
                     output.write(kind, names[name], encoded)
@@ -100,7 +120,7 @@ class Segments:
             with atomic_write(path) as target:
                 target.write(image.getbuffer())
         except OSError as error:
-            # A failed write, unlike a failed open, does not tell which file.
+            # The error of a failed write, unlike that of a failed open, does not name the file.
             error.filename = error.filename or str(path)
             raise
 

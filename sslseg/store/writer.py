@@ -1,8 +1,8 @@
 """Writing a prediction store: finished segments beside it, joined into one file at the end.
 
-While a store is made, ``NAME.h5.partial/`` holds ``header.json`` and segments, small HDF5 files that are each written
-whole or not at all. A kill or a full disk loses at most the images since the last segment, and the store itself appears
-under its name only when it is complete.
+Until the store is complete, ``NAME.h5.partial/`` holds ``header.json`` and segments, small HDF5 files that are each
+written whole or not at all. A kill or a full disk loses at most the images since the last segment, and the store itself
+appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,15 +25,17 @@ import numpy as np
 from sslseg.errors import UserError
 from sslseg.progress import track
 from sslseg.store.format import (
-    LABEL_KINDS,
+    LABEL_MAP,
     MASKS,
-    SCORE_KINDS,
     Digest,
     Encoded,
+    MapKind,
     StoreHeader,
+    check_kinds,
     create_file,
     decode,
     encode,
+    in_order,
     keys,
     quantize,
     write_head,
@@ -51,20 +53,20 @@ Maps = dict[str, "Encoded | np.ndarray"]
 class StoreWriter:
     """Writes one store; several ranks may write into the same one, and rank 0 finishes it.
 
-    Rank 0 must have made its writer before the others make theirs, and all of them before one adds anything: what is
-    ``done`` must be the same for all.
+    Rank 0 must create its writer before the others create theirs, and all of them before any adds an image: ``done``
+    must be the same for all.
 
     Args:
-        ids: every id that the finished store shall hold, in order; text without NUL.
+        ids: every id of the finished store, in order; text without NUL.
         positions: place of each id among the ids of all shards; 0, 1, 2, ... by default.
-        kinds: ``masks`` and any others of ``sslseg.store.format.KINDS``.
-        resume: go on with an unfinished store of equal header and ids; ranks above 0 always join one.
+        kinds: every kind of map by its name, ``masks`` among them; by default only masks.
+        resume: continue an unfinished store with equal header, kinds and ids; ranks above 0 always join one.
 
-    Compression and writing happen on a thread of their own; its errors come up at the next ``add`` or at the end.
+    Compression and writing happen on a separate thread; its errors are raised by the next ``add`` or at the end.
 
     Raises:
-        UserError: there is a store or an unfinished one already, ``resume`` finds one that differs, or another process
-            writes it.
+        UserError: the store exists, finished or unfinished; ``resume`` finds one that differs; another process writes
+            it; or a store cannot hold such ids or kinds.
     """
 
     def __init__(
@@ -74,14 +76,16 @@ class StoreWriter:
         header: StoreHeader,
         ids: Sequence[str],
         positions: Sequence[int] | None = None,
-        kinds: Sequence[str] = (MASKS,),
+        kinds: Mapping[str, MapKind] | None = None,
         resume: bool = False,
         rank: int = 0,
     ) -> None:
         if path.exists():
             raise UserError(f"store {path} exists; write another with --out, or remove it")
         _check_ids(path, ids)
-        self.path, self.header, self.ids, self.kinds, self.rank = path, header, list(ids), tuple(kinds), rank
+        kinds = {MASKS: LABEL_MAP} if kinds is None else kinds
+        check_kinds(kinds)
+        self.path, self.header, self.ids, self.kinds, self.rank = path, header, list(ids), in_order(kinds), rank
         self.positions = list(positions) if positions is not None else list(range(len(self.ids)))
         self._known = frozenset(self.ids)
         self._segments = Segments(partial_path(path), header, self.kinds)
@@ -102,35 +106,37 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What was added before an error or an interruption is kept, too.
+        # Images added before an error or an interruption are kept, too.
         self.close()
 
-    def add(self, name: str, *, mask: np.ndarray, **others: np.ndarray) -> None:
-        """Hand over the maps of one image: ``mask`` and other label maps H x W integer, scores H x W in [0, 1].
+    def add(self, name: str, /, *, mask: np.ndarray, **others: np.ndarray) -> None:
+        """Add the maps of one image: ``mask`` and other label maps H x W integer, scores H x W in [0, 1].
 
         Raises:
-            ValueError: ``name`` is none of the ids, or the maps are not those of ``kinds`` or not of one size.
+            ValueError: ``name`` is not one of the ids, or the maps are not those of ``kinds`` or differ in size.
             OSError: an earlier image could not be written.
         """
         self._raise()
         maps = {MASKS: mask, **others}
         if name not in self._known:
-            raise ValueError(f"{name!r} is none of the ids of store {self.path}")
+            raise ValueError(f"{name!r} is not one of the ids of store {self.path}")
         if set(maps) != set(self.kinds) or mask.ndim != 2 or any(found.shape != mask.shape for found in maps.values()):
             shapes = {kind: found.shape for kind, found in maps.items()}
-            raise ValueError(f"store {self.path} takes {self.kinds}, each H x W; {name!r} has {shapes}")
+            raise ValueError(f"store {self.path} takes {', '.join(self.kinds)}, each H x W; {name!r} has {shapes}")
         dtype = np.uint16 if self.header.ignore_index > np.iinfo(np.uint8).max else np.uint8
-        for kind in maps.keys() & set(LABEL_KINDS):
-            labels = maps[kind]
+        for kind, labels in maps.items():
+            if self.kinds[kind].is_score:
+                continue
             if labels.dtype != dtype and labels.size and not 0 <= labels.min() <= labels.max() <= np.iinfo(dtype).max:
                 raise ValueError(
-                    f"the mask of {name!r} has values from {labels.min()} to {labels.max()}, which {dtype.__name__} cannot hold"
+                    f"{kind} of {name!r} has values from {labels.min()} to {labels.max()}, which {dtype.__name__}"
+                    " cannot hold"
                 )
             maps[kind] = labels.astype(dtype)
         self._items.put((name, maps))
 
     def close(self) -> None:
-        """Write what is left and stop the thread; further calls do nothing."""
+        """Write the images that are left and stop the thread; further calls do nothing."""
         if self._thread.is_alive():
             self._items.put(None)
             self._thread.join()
@@ -148,10 +154,7 @@ class StoreWriter:
         items = iter(self._items.get, None)
         try:
             for name, maps in items:
-                segment[name] = {
-                    kind: encode(kind, quantize(maps[kind]) if kind in SCORE_KINDS else maps[kind])
-                    for kind in self.kinds
-                }
+                segment[name] = {kind: self._encode(kind, maps[kind]) for kind in self.kinds}
                 if len(segment) >= SEGMENT_IMAGES or time.monotonic() - since >= SEGMENT_SECONDS:
                     self._write(segment)
                     segment, since = {}, time.monotonic()
@@ -159,9 +162,13 @@ class StoreWriter:
                 self._write(segment)
         except BaseException as error:
             self._error = error
-            # Keep taking items, so that nobody waits for a full queue; the next add raises.
+            # Keep emptying the queue, so that `add` never blocks; the next call of `add` raises.
             for _ in items:
                 pass
+
+    def _encode(self, name: str, array: np.ndarray) -> Encoded:
+        kind = self.kinds[name]
+        return encode(kind, quantize(array) if kind.is_score else array)
 
     def _write(self, segment: dict[str, dict[str, Encoded]]) -> None:
         self._segments.write(self.rank, segment)
@@ -180,7 +187,8 @@ class StoreWriter:
             missing = [name for name in self.ids if name not in places]
             if missing:
                 raise UserError(
-                    f"store {self.path} lacks {len(missing)} of {len(self.ids)} ids, such as {missing[0]!r}; go on with --resume"
+                    f"store {self.path} lacks {len(missing)} of {len(self.ids)} ids, such as {missing[0]!r};"
+                    " continue with --resume"
                 )
 
             @functools.lru_cache(maxsize=OPEN_SEGMENTS)
@@ -202,12 +210,12 @@ def _check_ids(path: Path, ids: Sequence[str]) -> None:
     if not ids:
         raise UserError(f"store {path} would hold no image; give at least one")
     if len(set(ids)) != len(ids):
-        raise UserError(f"store {path} would hold an id twice; give each image once")
+        raise UserError(f"store {path} would hold an id twice; give every image once")
     for name in ids:
         # A file name that is not UTF-8 reaches Python with surrogates in it.
         if not name or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UserError(
-                f"id {name!r} is empty or no Unicode text, which store {path} cannot hold; rename the image"
+                f"id {name!r} is empty or not valid Unicode, so store {path} cannot hold it; rename the image"
             )
 
 
@@ -216,12 +224,12 @@ def write_store(
     header: StoreHeader,
     ids: Sequence[str],
     positions: Sequence[int],
-    kinds: Sequence[str],
+    kinds: Mapping[str, MapKind],
     maps: Iterable[tuple[str, Maps]],
     *,
     temporary: Path,
 ) -> None:
-    """Write a complete store in one pass; encoded maps are copied as they are. It appears under its name at the end.
+    """Write a complete store in one pass; encoded maps are copied unchanged. It appears under its name at the end.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
@@ -229,12 +237,15 @@ def write_store(
     try:
         digest = Digest()
         with create_file(temporary) as file:
-            write_head(file, header, kinds, ids=ids, positions=positions)
-            names, output = keys(ids), MapWriter(file)
+            write_head(file, header, in_order(kinds), ids=ids, positions=positions)
+            names, output = keys(ids), MapWriter(file, kinds)
             for name, found in maps:
                 for kind in sorted(found):
                     item = found[kind]
-                    encoded, array = (item, decode(item)) if isinstance(item, Encoded) else (encode(kind, item), item)
+                    if isinstance(item, Encoded):
+                        encoded, array = item, decode(item)
+                    else:
+                        encoded, array = encode(kinds[kind], item), item
                     output.write(kind, names[name], encoded)
                     digest.add(name, kind, array)
             file.attrs["content_sha256"] = digest.hexdigest()

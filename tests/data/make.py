@@ -1,4 +1,8 @@
-"""Small datasets on disk for the tests of layouts, lists, splits and init."""
+"""Small datasets on disk for the tests of layouts, lists, splits and init; and the store of the present format.
+
+``python -m tests.data.make`` writes ``store-v2.h5``. A new version of the format gets a file of its own; those of older
+versions stay.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sslseg.store import LABEL_MAP, SCORE_MAP, MapKind, StoreHeader, StoreWriter
+
 SIZE = 8
+STORE = Path(__file__).parent / "store-v2.h5"
+STORE_KINDS = {
+    "masks": LABEL_MAP,
+    "confidence": MapKind("score-map", high="right"),
+    "doubt_maps/first": SCORE_MAP,
+    "doubt_maps/second": SCORE_MAP,
+    "margin": MapKind("score-map", high="right"),
+    "model_masks/first": LABEL_MAP,
+}
 
 
 def image(path: Path) -> Path:
@@ -34,3 +49,30 @@ def folder(root: Path, *, train: int = 16, val: int = 4, classes: int = 3, mask_
             image(root / "images" / side / f"{name}.png")
             mask(root / "masks" / side / f"{name}{mask_suffix}.png", values)
     return root
+
+
+def store_maps(number: int, shape: tuple[int, int] = (12, 17)) -> dict[str, np.ndarray]:
+    """Return the maps of image ``number`` in ``store-v2.h5``."""
+    rng = np.random.default_rng(number)
+    found: dict[str, np.ndarray] = {}
+    for name, kind in STORE_KINDS.items():
+        values = rng.random(shape, np.float32) if kind.is_score else rng.integers(0, 3, shape).astype(np.uint8)
+        found["mask" if name == "masks" else name] = values
+    found["mask"][0, 0] = 255
+    return found
+
+
+def store(path: Path) -> Path:
+    """Write a store with kinds of maps that are not built in."""
+    ids = ["street/1", "street/2"]
+    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+    header = StoreHeader(classes=("a", "b", "c"), palette=palette, ignore_index=255, total=len(ids))
+    with StoreWriter(path, header=header, ids=ids, kinds=STORE_KINDS) as writer:
+        for number, name in enumerate(ids):
+            writer.add(name, **store_maps(number))
+    return writer.finalize()
+
+
+if __name__ == "__main__":
+    STORE.unlink(missing_ok=True)
+    store(STORE)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sslseg.data.description import DatasetDescription, Listing
-from sslseg.data.files import label_table, read_mask
 from sslseg.data.labels import color_map
 from sslseg.data.layouts import detect, layout_module, list_samples
 from sslseg.data.layouts.suffixes import detect_suffixes
+from sslseg.data.reading import label_table, read_mask
 from sslseg.errors import UserError
 from tests.data.make import folder, image, mask
 
@@ -56,7 +56,7 @@ def test_folder_under_other_names_and_nested(tmp_path: Path, places: tuple[str, 
     assert all(sample.mask for sample in (*listing.train.values(), *listing.val.values()))
 
 
-def test_ids_of_both_sides_never_collide(tmp_path: Path) -> None:
+def test_ids_of_both_subsets_never_collide(tmp_path: Path) -> None:
     for side in ("train", "val"):
         image(tmp_path / "images" / side / "0001.png")
     listing = listed(tmp_path)
@@ -75,7 +75,7 @@ def test_images_without_masks_and_an_unlabeled_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("nowhere", "is no folder"), ("empty", "holds no images"), ("set/images", "part of")],
+    [("nowhere", "is not a folder"), ("empty", "holds no images"), ("set/images", "part of")],
 )
 def test_unusable_unlabeled_folders(tmp_path: Path, place: str, message: str) -> None:
     root = folder(tmp_path / "set", train=2, val=1)
@@ -225,7 +225,7 @@ def test_pairs(tmp_path: Path) -> None:
     [
         ("x/a.jpg y/gone.png", r"train\.txt:1: .*gone\.png does not exist"),
         ("x/a.jpg\nx/a.jpg", r"train\.txt:2: image .* is named twice"),
-        ("one two three", r"train\.txt:1: 'one two three' is no image-mask pair"),
+        ("one two three", r"train\.txt:1: 'one two three' is not an image-mask pair"),
     ],
 )
 def test_wrong_pairs_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
@@ -235,15 +235,15 @@ def test_wrong_pairs_are_named_with_their_line(tmp_path: Path, text: str, messag
         listed(tmp_path / "train.txt")
 
 
-def test_shapes_are_drawn_where_they_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sslseg.data import shapes
+def test_the_synthetic_dataset_is_created_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sslseg.data import synthetic
     from sslseg.data.layouts.shapes import describe
 
-    monkeypatch.setattr(shapes, "ensure", lambda root, **_: folder(root, train=2, val=1))
+    monkeypatch.setattr(synthetic, "ensure", lambda root, **_: folder(root, train=2, val=1))
     assert names(list_samples(describe(tmp_path / "shapes")).train) == ["t000", "t001"]
 
 
-def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
+def test_folders_that_are_not_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         detect(tmp_path / "gone")
     with pytest.raises(UserError, match="is an empty folder"):

@@ -1,4 +1,4 @@
-"""Streams, views and draws: what the loader gives, and that it does not depend on how it is run."""
+"""Streams, views and sampling: the batches of the loader, which do not depend on workers, ranks or resuming."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sslseg.data.dataset import FixedBatches, StreamDataset, seed_everything, train_loader
-from sslseg.data.files import label_table, read_mask
-from sslseg.data.pseudo import PseudoMasks
+from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.data.reading import label_table, read_mask
 from sslseg.data.sampler import MixedSampler
 from sslseg.data.transforms import RandomRotation
 from sslseg.errors import UserError
-from sslseg.registry import import_mmseg
-from sslseg.split import Split
+from sslseg.registry import register_modules
+from sslseg.splits.split import Split
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
 
 SHARED = [dict(type="PhotoMetricDistortion")]
@@ -26,7 +26,7 @@ STRONG = [*SHARED, dict(type="RandomBlur"), dict(type="RandomGray", prob=0.5)]
 
 @pytest.fixture
 def streams(toy_split: Split) -> StreamDataset:
-    import_mmseg()
+    register_modules()
     return StreamDataset(
         {name: toy_split.samples(name) for name in ("labeled", "unlabeled")},
         description=toy_split.dataset,
@@ -45,14 +45,14 @@ def batches(dataset: StreamDataset, count: int, *, workers: int = 0, skip: int =
     return list(islice(loader, count))
 
 
-def test_batches_have_a_branch_for_each_view(streams: StreamDataset) -> None:
+def test_batches_hold_every_view(streams: StreamDataset) -> None:
     batch = batches(streams, 1)[0]
-    assert {name: len(branch["inputs"]) for name, branch in batch.items()} == dict(
+    assert {name: len(view["inputs"]) for name, view in batch.items()} == dict(
         labeled_weak=2, unlabeled_strong=3, unlabeled_weak=3
     )
-    for branch in batch.values():
-        assert branch["inputs"].shape[1:] == (3, 48, 56)
-        assert branch["inputs"].dtype == torch.uint8
+    for view in batch.values():
+        assert view["inputs"].shape[1:] == (3, 48, 56)
+        assert view["inputs"].dtype == torch.uint8
     assert set(batch["labeled_weak"]) == {"inputs", "labels"}
     assert set(batch["unlabeled_weak"]) == {"inputs", "valid"}
 
@@ -68,7 +68,7 @@ def test_views_of_a_sample_are_pixel_aligned(streams: StreamDataset) -> None:
         assert torch.equal(batch["unlabeled_weak"]["valid"], batch["unlabeled_strong"]["valid"])
 
 
-def test_padding_is_known_on_both_streams(streams: StreamDataset) -> None:
+def test_padding_is_invalid_on_both_streams(streams: StreamDataset) -> None:
     mean = torch.tensor([104, 116, 124], dtype=torch.uint8).view(3, 1, 1)
     seen = 0
     for batch in batches(streams, 12):
@@ -97,7 +97,7 @@ def test_rotation_moves_images_with_their_maps() -> None:
         assert (results["img"][box] == 200).all()
         assert (results["img"][20:40, 10:30] == 100).all()
         assert (results["img"][cv2.erode(outside.astype(np.uint8), np.ones((5, 5))) > 0] == 9).all()
-        # The box's centre, at (10, 20) from the image's, turns by the drawn angle.
+        # The center of the box, (10, 20) from that of the image, rotates by the sampled angle.
         rows, columns = np.nonzero(results["gt_seg_map"] == 1)
         angles.append(np.degrees(np.arctan2(29.5 - rows.mean(), columns.mean() - 39.5)))
     assert -10.5 < min(angles) < -5
@@ -121,21 +121,21 @@ def test_batches_depend_on_the_seed_alone(streams: StreamDataset) -> None:
 
 
 def test_sampler_takes_every_image_once_an_epoch() -> None:
-    draws = list(islice(MixedSampler([6, 10], [2, 5], seed=0), 7 * 6))
-    labeled = [draw.sample for draw in draws if draw.stream == 0]
-    unlabeled = [draw.sample for draw in draws if draw.stream == 1]
+    indices = list(islice(MixedSampler([6, 10], [2, 5], seed=0), 7 * 6))
+    labeled = [index.sample for index in indices if index.stream == 0]
+    unlabeled = [index.sample for index in indices if index.stream == 1]
     assert sorted(labeled[:6]) == list(range(6)) == sorted(labeled[6:12])
     assert sorted(unlabeled[:10]) == list(range(10))
     assert labeled[:6] != labeled[6:12]
-    assert [draw.stream for draw in draws[:7]] == [0, 0, 1, 1, 1, 1, 1]
+    assert [index.stream for index in indices[:7]] == [0, 0, 1, 1, 1, 1, 1]
 
 
-def test_ranks_share_what_one_process_draws() -> None:
+def test_ranks_divide_what_one_process_samples() -> None:
     one = list(islice(MixedSampler([9, 13], [4, 2], seed=1), 6 * 5))
     ranks = [list(islice(MixedSampler([9, 13], [2, 1], seed=1, rank=r, world_size=2), 3 * 5)) for r in (0, 1)]
-    for step in range(5):
-        together = [draw for rank in ranks for draw in rank[3 * step : 3 * step + 3]]
-        assert sorted(together) == sorted(one[6 * step : 6 * step + 6])
+    for batch in range(5):
+        together = [index for rank in ranks for index in rank[3 * batch : 3 * batch + 3]]
+        assert sorted(together) == sorted(one[6 * batch : 6 * batch + 6])
 
 
 def test_fixed_batches_do_not_depend_on_the_number_of_ranks() -> None:
@@ -146,7 +146,7 @@ def test_fixed_batches_do_not_depend_on_the_number_of_ranks() -> None:
 
 
 def test_stored_masks_follow_their_images(streams: StreamDataset, toy_split: Split, tmp_path: Path) -> None:
-    """Masks stored from the truth equal the labels in every crop, scale and flip; what is not stored is ignored."""
+    """Stored ground truth equals the labels in every crop, scale and flip; images that are not stored are ignored."""
     samples = toy_split.samples("train")
     header = StoreHeader(toy_split.dataset.classes, toy_split.dataset.palette, 255, len(samples) - 1)
     with StoreWriter(tmp_path / "s.h5", header=header, ids=[sample.id for sample in samples[1:]]) as writer:

@@ -16,8 +16,8 @@ def run(root: Path, workers: int = 2) -> list:
     description = describe(root, classes="a,b,c", ignore_index=255).description
     listing = list_samples(description)
     samples = list(listing.train.values())
-    sides = {"labeled": samples[:2], "unlabeled": samples[2:], "val": list(listing.val.values())}
-    return scan(sides, description, masks=("labeled", "val"), workers=workers)
+    subsets = {"labeled": samples[:2], "unlabeled": samples[2:], "val": list(listing.val.values())}
+    return scan(subsets, description, masks=("labeled", "val"), workers=workers)
 
 
 def test_counts(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_counts(tmp_path: Path) -> None:
     assert (labeled.images, unlabeled.images, val.images) == (2, 2, 1)
     assert labeled.pixels[0].tolist() == [0, 16, 0]
     assert labeled.occurrences.tolist() == [1, 2, 1]
-    assert labeled.shares.sum() == pytest.approx(1)
+    assert labeled.frequencies.sum() == pytest.approx(1)
     assert unlabeled.pixels.sum() == 0
 
 
@@ -36,7 +36,7 @@ def test_masks_of_unlabeled_images_are_never_read(tmp_path: Path, values: object
     root = folder(tmp_path, train=4, val=1)
     path = root / "masks/train/t003.png"
     description = describe(root, classes="a,b,c", ignore_index=255).description
-    path.write_bytes(b"no picture at all")
+    path.write_bytes(b"not an image")
     samples = list(list_samples(description).train.values())
     scan({"labeled": samples[:2], "unlabeled": samples[2:]}, description, masks=("labeled",), workers=2)
     with pytest.raises(UserError, match=r"t003\.png cannot be decoded"):
@@ -51,7 +51,7 @@ def test_sizes_must_match(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_first_problem_is_named_and_all_are_counted(tmp_path: Path, workers: int) -> None:
+def test_the_first_problem_is_named_with_the_number_of_all(tmp_path: Path, workers: int) -> None:
     root = folder(tmp_path, train=4, val=1)
     description = describe(root, classes="a,b,c", ignore_index=255).description
     for name in ("t000", "t002"):
@@ -64,5 +64,5 @@ def test_the_first_problem_is_named_and_all_are_counted(tmp_path: Path, workers:
 def test_histograms(tmp_path: Path) -> None:
     root = folder(tmp_path, train=3, val=1, classes=2)
     description = describe(root, classes="a,b,c", ignore_index=255).description
-    counted = histograms(list(list_samples(description).train.values()), description, workers=2)
-    assert counted.tolist() == [[32, 32, 0]] * 3
+    pixels = histograms(list(list_samples(description).train.values()), description, workers=2)
+    assert pixels.tolist() == [[32, 32, 0]] * 3

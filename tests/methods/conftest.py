@@ -1,4 +1,4 @@
-"""Methods on made-up batches: a small segmentor, and branches as the loader and the preprocessor would give them."""
+"""Methods on made-up batches: a small segmentor, and views as the loader and the preprocessor would give them."""
 
 from __future__ import annotations
 
@@ -7,50 +7,59 @@ from typing import Any
 import pytest
 import torch
 
-from sslseg.config import fit_model, load_model
+from sslseg.config.files import load_model
+from sslseg.config.fit import fit_model
 from sslseg.methods.base import SemiSegmentor, data_sample
-from sslseg.registry import METHODS, import_mmseg
+from sslseg.registry import MODELS, register_modules
 
 CLASSES, IGNORE, SIZE = 4, 255, (40, 48)
 
 
 def segmentor(model: str = "deeplabv3plus_r18s") -> Any:
     """Return a segmentor's config without dropout, so that a loss can be computed twice."""
-    import_mmseg()
-    config = fit_model(load_model(model), num_classes=CLASSES, ignore_index=IGNORE)
+    register_modules()
+    config = fit_model(load_model(model).model, num_classes=CLASSES, ignore_index=IGNORE)
     if model.endswith("_r18s"):
         config.decode_head.dropout_ratio = 0.0
     return config
 
 
-def build(method: str, seed: int = 0, model: str = "deeplabv3plus_r18s", **arguments: Any) -> Any:
-    """Build and initialise a method, ready for its first step."""
-    import_mmseg()
+def build(method: str, seed: int = 0, model: str = "deeplabv3plus_r18s", **settings: Any) -> Any:
+    """Build and initialize a method, ready for the first of 100 iterations."""
+    register_modules()
     torch.manual_seed(seed)
-    made = METHODS.build(dict(type=method, segmentor=segmentor(model), **arguments))
+    made = MODELS.build(dict(type=method, segmentor=segmentor(model), **settings))
     made.init_weights()
     with torch.no_grad():
-        for parameter in made.parameters():  # initial zeros would hide gradients, small scores every threshold
+        for parameter in made.parameters():  # initial zeros would hide gradients, small logits every threshold
             parameter.add_(0.1 * torch.randn_like(parameter))
-    made.begin()
+    made.initialize_ema()
+    made.begin_training(100)
     made.train()
     return made
 
 
+def methods() -> list[str]:
+    """Return the names of all registered methods."""
+    register_modules()
+    MODELS.import_from_location()
+    return sorted(name for name, found in MODELS.module_dict.items() if issubclass(found, SemiSegmentor))
+
+
 def labels(number: int, *, ignored: float = 0.1) -> torch.Tensor:
-    drawn = torch.randint(0, CLASSES, (number, SIZE[0] // 8, SIZE[1] // 8))
-    maps = drawn.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    coarse = torch.randint(0, CLASSES, (number, SIZE[0] // 8, SIZE[1] // 8))
+    maps = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
     maps[torch.rand(maps.shape) < ignored] = IGNORE
     return maps
 
 
-def labeled_branch(number: int = 2, *, pseudo: bool = False) -> dict[str, Any]:
+def labeled_view(number: int = 2, *, pseudo: bool = False) -> dict[str, Any]:
     truth = labels(number)
-    branch = dict(inputs=torch.randn(number, 3, *SIZE), labels=truth, data_samples=list(map(data_sample, truth)))
-    return branch | (dict(pseudo_masks=labels(number)) if pseudo else {})
+    view = dict(inputs=torch.randn(number, 3, *SIZE), labels=truth, data_samples=list(map(data_sample, truth)))
+    return view | (dict(pseudo_masks=labels(number)) if pseudo else {})
 
 
-def other_branches(number: int = 3, *, pseudo: bool = False, geometry: bool = False) -> tuple[dict, dict]:
+def other_views(number: int = 3, *, pseudo: bool = False, geometry: bool = False) -> tuple[dict, dict]:
     """Return a weak and a strong view; with ``geometry`` the strong one is shifted by three pixels to the left."""
     weak = dict(inputs=torch.randn(number, 3, *SIZE), valid=torch.ones(number, *SIZE, dtype=torch.bool))
     weak["valid"][:, -6:] = False
@@ -65,17 +74,36 @@ def other_branches(number: int = 3, *, pseudo: bool = False, geometry: bool = Fa
     return weak, strong
 
 
-def moved(method: SemiSegmentor, batch: dict[str, Any], *, steps: int = 1) -> set[str]:
-    """Take optimisation steps and return the names of all parameters and buffers that changed."""
+def square(view: dict[str, Any]) -> dict[str, Any]:
+    """Crop a view to a square, which rotation needs."""
+    side = min(view["inputs"].shape[-2:])
+    view = {key: value[..., :side, :side] if torch.is_tensor(value) else value for key, value in view.items()}
+    if "labels" in view:
+        view["data_samples"] = list(map(data_sample, view["labels"]))
+    return view
+
+
+def batch_of(views: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+    """Return a batch of two square images for each view that a method declares, with weighted pseudo-masks."""
+    batch = {}
+    for stream, names in views.items():
+        for name in names:
+            view = labeled_view(2, pseudo=True) if stream == "labeled" else other_views(2, pseudo=True)[0]
+            batch[f"{stream}_{name}"] = square(view | dict(pseudo_weights=torch.rand(2, *SIZE)))
+    return batch
+
+
+def moved(method: SemiSegmentor, batch: dict[str, Any], *, iterations: int = 1) -> set[str]:
+    """Train some iterations and return the names of all parameters and buffers that changed."""
     before = {name: value.clone() for name, value in method.state_dict().items()}
     learnable = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(learnable, lr=0.1)
-    for step in range(steps):
-        method.begin_step(step, 100)
+    for iteration in range(iterations):
+        method.begin_iteration(iteration)
         optimizer.zero_grad()
         total(method.loss(batch)).backward()
         optimizer.step()
-        method.after_step()
+        method.after_iteration()
     return {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
 
 

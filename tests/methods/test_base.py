@@ -1,4 +1,4 @@
-"""What methods share: the preprocessor, and the segmentor's own losses from a pass over more than its labelled images."""
+"""What methods share: the preprocessor, and the segmentor's own losses from a pass over more than its labeled images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from mmseg.models.losses import accuracy
 from mmseg.structures import SegDataSample
 
 from sslseg.errors import UserError
-from sslseg.registry import METHODS
-from tests.methods.conftest import build, labeled_branch, segmentor
+from sslseg.registry import MODELS
+from tests.methods.conftest import build, labeled_view, segmentor
 
-MT = dict(consistency="mse", weight=1.0, rampup=0.0, decay=0.9)
+MT = dict(rampup=0.0, decay=0.9)
 
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
-def test_branches_are_normalised_as_the_segmentor_does(bgr_to_rgb: bool) -> None:
+def test_views_are_normalized_as_the_segmentor_does(bgr_to_rgb: bool) -> None:
     config = segmentor()
     config.data_preprocessor.bgr_to_rgb = bgr_to_rgb
-    method = METHODS.build(dict(type="Supervised", segmentor=config))
+    method = MODELS.build(dict(type="Supervised", segmentor=config))
     images = torch.randint(0, 256, (3, 3, 32, 40), dtype=torch.uint8)
     label = torch.randint(0, 4, (3, 32, 40), dtype=torch.uint8)
-    branch = method.data_preprocessor(dict(labeled_weak=dict(inputs=images, labels=label)))["batch"]["labeled_weak"]
+    view = method.data_preprocessor(dict(labeled_weak=dict(inputs=images, labels=label)))["batch"]["labeled_weak"]
     own = method.student.data_preprocessor(
         dict(inputs=list(images), data_samples=[SegDataSample() for _ in images]), True
     )
-    torch.testing.assert_close(branch["inputs"], own["inputs"])
-    assert torch.equal(branch["labels"], label.long())
-    assert torch.equal(branch["data_samples"][2].gt_sem_seg.data[0], label[2].long())
+    torch.testing.assert_close(view["inputs"], own["inputs"])
+    assert torch.equal(view["labels"], label.long())
+    assert torch.equal(view["data_samples"][2].gt_sem_seg.data[0], label[2].long())
 
 
 def test_losses_of_a_shared_pass_are_the_segmentor_s_own() -> None:
@@ -44,8 +44,8 @@ def test_losses_of_a_shared_pass_are_the_segmentor_s_own() -> None:
         ignore_index=255,
         loss_decode=dict(type="CrossEntropyLoss", loss_weight=0.4),
     )
-    method = METHODS.build(dict(type="MeanTeacher", segmentor=config, **MT)).eval()  # BatchNorm would mix the images
-    labeled = labeled_branch()
+    method = MODELS.build(dict(type="MeanTeacher", segmentor=config, **MT)).eval()  # BatchNorm would mix the images
+    labeled = labeled_view()
     losses, logits, features = method.supervise(labeled, torch.randn(3, 3, 40, 48))
     own = method.student.loss(labeled["inputs"], labeled["data_samples"])
     assert set(losses) == {"decode.loss_ce", "aux.loss_ce"}
@@ -53,16 +53,16 @@ def test_losses_of_a_shared_pass_are_the_segmentor_s_own() -> None:
         torch.testing.assert_close(value, own[name])
     assert logits.shape == (5, 4, 40, 48)
     assert len(features[-1]) == 5
-    assert decode_head.accuracy is accuracy, "put back"
+    assert decode_head.accuracy is accuracy, "restored"
 
 
 def test_a_head_of_several_maps_is_refused() -> None:
     method = build("MeanTeacher", **MT)
     method.student.decode_head.forward = lambda features: (features[0], features[1])
-    with pytest.raises(UserError, match="no single score map"):
-        method.supervise(labeled_branch(), torch.randn(1, 3, 40, 48))
+    with pytest.raises(UserError, match="more than one score map"):
+        method.supervise(labeled_view(), torch.randn(1, 3, 40, 48))
 
 
 def test_prediction_does_not_go_through_a_method() -> None:
-    with pytest.raises(ValueError, match="deployed"):
+    with pytest.raises(ValueError, match="eval_model"):
         build("MeanTeacher", **MT)({}, mode="predict")

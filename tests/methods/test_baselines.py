@@ -1,4 +1,4 @@
-"""GCT's baselines and the student of stored masks: losses against slow references, and what they move."""
+"""GCT's baselines and the student of stored masks: losses against slow references, and which parameters they move."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from sslseg.errors import UserError
-from sslseg.functional.flaw import cleaned
-from sslseg.methods.s4l import quarter_turns
-from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches, total
+from sslseg.methods.gct.flaw_maps import clean_up
+from sslseg.methods.s4l import rotate_quarters
+from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_view, moved, other_views, square, total
 
 ADV: dict[str, Any] = dict(
     discriminator=dict(width=4),
-    labeled_weight=0.01,
-    unlabeled_weight=0.001,
     semi_weight=0.1,
     threshold=0.5,
-    semi_start=0.25,
 )
-MT: dict[str, Any] = dict(consistency="mse", weight=2.0, rampup=0.0, decay=0.9, detector=dict(width=8, norm="bn"))
+MT: dict[str, Any] = dict(weight=2.0, rampup=0.0, decay=0.9, detector=dict(width=8))
 
 
 def full(logits: torch.Tensor) -> torch.Tensor:
@@ -41,14 +38,14 @@ def gradients(method: Any, given: dict, name: str) -> set[str]:
 
 
 def pair() -> dict[str, dict]:
-    return dict(labeled_weak=labeled_branch(), unlabeled_weak=other_branches()[0])
+    return dict(labeled_weak=labeled_view(), unlabeled_weak=other_views()[0])
 
 
 def test_adversarial_losses_equal_the_paper_s_sums() -> None:
     method = build("AdvSSL", **ADV)
     given = pair()
     labeled, unlabeled = given.values()
-    method.begin_step(30, 100)
+    method.begin_iteration(30)
     losses = method.loss(given)
     logits = logits_of(method, torch.cat((labeled["inputs"], unlabeled["inputs"])))
     predictions = logits.softmax(1)
@@ -79,7 +76,7 @@ def test_adversarial_losses_equal_the_paper_s_sums() -> None:
     )
     for name, value in expected.items():
         torch.testing.assert_close(losses[name].item(), value, rtol=1e-3, atol=1e-6, msg=name)
-    method.begin_step(24, 100)
+    method.begin_iteration(24)
     assert method.loss(given)["loss_semi"] == 0
     assert "loss_semi" not in build("AdvSSL", **ADV | dict(semi_weight=0.0)).loss(given)
 
@@ -93,37 +90,24 @@ def test_the_discriminator_and_the_segmentor_move_apart() -> None:
     assert {name for name, _ in method.named_parameters()} <= moved(method, given)
 
 
-def test_rotations_are_quarter_turns_and_told_apart() -> None:
+def test_rotations_are_quarters() -> None:
     images = torch.arange(4 * 3 * 5 * 5.0).reshape(4, 3, 5, 5)
-    turned = quarter_turns(images, torch.tensor([0, 1, 2, 3]))
+    rotated = rotate_quarters(images, torch.tensor([0, 1, 2, 3]))
     for n in range(4):
         expected = images[n]
         for _ in range(n):
             expected = torch.stack([torch.stack([expected[:, y, 4 - x] for y in range(5)], 1) for x in range(5)], 1)
-        assert torch.equal(turned[n], expected)
+        assert torch.equal(rotated[n], expected)
 
 
-def square(given: dict[str, dict]) -> dict[str, dict]:
-    from sslseg.methods.base import data_sample
-
-    side = min(SIZE)
-    for branch in given.values():
-        for key in ("inputs", "labels", "valid"):
-            if key in branch:
-                branch[key] = branch[key][..., :side, :side]
-        if "labels" in branch:
-            branch["data_samples"] = list(map(data_sample, branch["labels"]))
-    return given
-
-
-def test_rotation_loss_is_the_cross_entropy_of_upright_and_turned_images() -> None:
-    method = build("S4L", classifier=dict(width=4), weight=0.1)
-    given = square(pair())
+def test_rotation_loss_is_the_cross_entropy_of_upright_and_rotated_images() -> None:
+    method = build("S4L", classifier=dict(width=4))
+    given = {name: square(view) for name, view in pair().items()}
     torch.manual_seed(5)
     losses = method.loss(given)
     torch.manual_seed(5)
     quarters = torch.randint(1, 4, (5,))
-    upright = torch.cat([branch["inputs"] for branch in given.values()])
+    upright = torch.cat([view["inputs"] for view in given.values()])
     everything = torch.cat(
         (upright, torch.stack([image.rot90(int(q), (1, 2)) for image, q in zip(upright, quarters, strict=True)]))
     )
@@ -140,10 +124,10 @@ def test_rotation_loss_is_the_cross_entropy_of_upright_and_turned_images() -> No
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_student_learns_from_trusted_pixels(weighted: bool) -> None:
     method = build("SelfTraining", weight=0.5)
-    _, strong = other_branches(pseudo=True)
+    _, strong = other_views(pseudo=True)
     if weighted:
         strong["pseudo_weights"] = torch.rand(3, *SIZE)
-    given = dict(labeled_weak=labeled_branch(), unlabeled_strong=strong)
+    given = dict(labeled_weak=labeled_view(), unlabeled_strong=strong)
     logits = logits_of(method, torch.cat((given["labeled_weak"]["inputs"], strong["inputs"])))[2:]
     sums, weights = 0.0, 0.0
     for n in range(3):
@@ -157,18 +141,18 @@ def test_a_student_learns_from_trusted_pixels(weighted: bool) -> None:
     assert {name for name, _ in method.named_parameters()} <= moved(method, given)
 
 
-def test_a_flaw_detector_tells_where_the_teacher_is_not_followed() -> None:
+def test_the_teacher_is_followed_where_the_flaw_detector_trusts_it() -> None:
     """GCT, Sec. 4.5."""
     method = build("MeanTeacher", **MT)
     with torch.no_grad():
         method.student.decode_head.conv_seg.weight.add_(torch.randn_like(method.student.decode_head.conv_seg.weight))
-    weak, _ = other_branches()
-    given = dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=weak)
+    weak, _ = other_views()
+    given = dict(labeled_weak=labeled_view(), unlabeled_weak=weak, unlabeled_strong=weak)
     images = torch.cat((given["labeled_weak"]["inputs"], weak["inputs"]))
     predictions, targets = logits_of(method, images).softmax(1), method.teacher(weak["inputs"])
     with torch.no_grad():
         flaws = method.detector(weak["inputs"].repeat(2, 1, 1, 1), torch.cat((predictions[2:], targets))).chunk(2)
-    student, teacher = map(cleaned, flaws)
+    student, teacher = map(clean_up, flaws)
     followed = weak["valid"] & (teacher <= student)[:, 0]
     assert 0 < followed.sum() < weak["valid"].sum()
     squares = (predictions[2:] - targets).square().mean(1)[followed]

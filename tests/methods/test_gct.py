@@ -1,9 +1,9 @@
-"""GCT: Eqs. (1) to (7) against slow references, what each step moves, and the fused prediction."""
+"""GCT: Eqs. (1) to (7) against slow references, what each step of the paper moves, and the fused prediction."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,25 +11,17 @@ import torch.nn.functional as F
 
 from sslseg.engine.optimizers import JointOptimizer, JointOptimizerConstructor
 from sslseg.errors import UserError
-from sslseg.functional.flaw import cleaned, flaw_target
 from sslseg.inference import Predictor, Protocol
-from sslseg.methods.gct import cosine_rampup
-from sslseg.networks.flaw_detector import FlawDetector
-from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches
+from sslseg.methods.gct.flaw_detector import FlawDetector
+from sslseg.methods.gct.flaw_maps import clean_up, spread_errors
+from sslseg.methods.gct.method import cosine_rampup
+from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_view, moved, other_views
 
-SETTINGS: dict[str, Any] = dict(
-    right=None,
-    detector=dict(width=8, norm="bn"),
-    consistency_weight=100.0,
-    correction_weight=1.0,
-    threshold=0.6,
-    rampup=0.0,
-    rampup_shape="cosine",
-)
+SETTINGS: dict[str, Any] = dict(detector=dict(width=8), rampup=0.0)
 
 
 def batch() -> dict[str, dict]:
-    return dict(labeled_weak=labeled_branch(), unlabeled_weak=other_branches()[0])
+    return dict(labeled_weak=labeled_view(), unlabeled_weak=other_views()[0])
 
 
 def full(logits: torch.Tensor) -> torch.Tensor:
@@ -38,7 +30,7 @@ def full(logits: torch.Tensor) -> torch.Tensor:
 
 def outputs(method: Any, given: dict[str, dict]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return all images and both models' softmax."""
-    images = torch.cat([branch["inputs"] for branch in given.values()])
+    images = torch.cat([view["inputs"] for view in given.values()])
     models = (method.student, method.right)
     return images, [full(model.decode_head(model.extract_feat(images))).softmax(1) for model in models]
 
@@ -51,7 +43,7 @@ def test_losses_equal_the_paper_s_sums(threshold: float) -> None:
     losses = method.loss(given)
     images, predictions = outputs(method, given)
     flaws = method.detector(images.repeat(2, 1, 1, 1), torch.cat(predictions)).chunk(2)
-    maps = [cleaned(flaw) for flaw in flaws]
+    maps = [clean_up(flaw) for flaw in flaws]
     consistency, correction, number, used = 0.0, 0.0, 0, [0, 0]
     for n in range(5):
         for y in range(SIZE[0]):
@@ -79,17 +71,17 @@ def test_the_detector_learns_c_of_both_predictions() -> None:
     method = build("GCT", **SETTINGS)
     given = batch()
     labeled = given["labeled_weak"]
-    known = (labeled["labels"] != IGNORE)[:, None]
-    truth = F.one_hot(labeled["labels"].where(known[:, 0], 0), CLASSES).permute(0, 3, 1, 2)
+    valid = (labeled["labels"] != IGNORE)[:, None]
+    truth = F.one_hot(labeled["labels"].where(valid[:, 0], 0), CLASSES).permute(0, 3, 1, 2)
     _, predictions = outputs(method, given)
     own = torch.cat([prediction[:2] for prediction in predictions])
     errors = 0.5 * (own - truth.repeat(2, 1, 1, 1)).abs().sum(1, keepdim=True)
-    targets = flaw_target(errors, known.repeat(2, 1, 1, 1), nu=1)
+    targets = spread_errors(errors, valid.repeat(2, 1, 1, 1), nu=1)
     flaws = method.detector(labeled["inputs"].repeat(2, 1, 1, 1), own)
     squares = [
         float(s)
-        for s, k in zip(((flaws - targets) ** 2).flatten(), known.repeat(2, 1, 1, 1).flatten(), strict=True)
-        if k
+        for s, v in zip(((flaws - targets) ** 2).flatten(), valid.repeat(2, 1, 1, 1).flatten(), strict=True)
+        if v
     ]
     torch.testing.assert_close(
         method.loss(given)["loss_detector"].item(), sum(squares) / len(squares), rtol=1e-4, atol=1e-5
@@ -119,36 +111,36 @@ def test_step_1_moves_both_models_and_step_2_the_detector() -> None:
     assert gradients(method, given, "left.decode.loss_ce") == parts["student"]
     assert all(parameter.requires_grad for parameter in method.detector.parameters())
     assert {name for name, _ in method.named_parameters()} <= moved(method, given)
-    assert method.deployed is method.student
+    assert method.eval_model is method.student
 
 
 def test_the_other_model_is_a_target_not_a_pupil() -> None:
     """L_dc pulls each model towards the other where the other is better, and only there."""
     method = build("GCT", **SETTINGS | dict(correction_weight=0.0))
     images = torch.randn(4, 3, *SIZE)
-    counted = torch.ones(4, 1, *SIZE, dtype=torch.bool)
+    valid = torch.ones(4, 1, *SIZE, dtype=torch.bool)
     predictions = [(4 * torch.randn(4, CLASSES, *SIZE)).softmax(1).requires_grad_() for _ in range(2)]
     with torch.no_grad():
         flaws = method.detector(images.repeat(2, 1, 1, 1), torch.cat(predictions)).chunk(2)
-    one, other = (torch.where(cleaned(flaw) > 0.6, 1.0, cleaned(flaw))[:, 0] for flaw in flaws)
-    method.collaborate(images, predictions, counted)["loss_consistency"].backward()
+    one, other = (torch.where(clean_up(flaw) > 0.6, 1.0, clean_up(flaw))[:, 0] for flaw in flaws)
+    method.collaborate(images, predictions, valid)["loss_consistency"].backward()
     for prediction, learns in ((predictions[0], one > other), (predictions[1], other > one)):
         gradient = prediction.grad.abs().sum(1) > 0
         assert learns.any()
         assert torch.equal(gradient, learns)
 
 
-def test_without_unlabelled_images_both_models_train_as_the_baseline() -> None:
+def test_without_unlabeled_images_both_models_train_as_the_baseline() -> None:
     method = build("GCT", **SETTINGS | dict(consistency_weight=0.0, correction_weight=0.0))
     assert method.views == {"labeled": ("weak",)}
-    given = dict(labeled_weak=labeled_branch())
+    given = dict(labeled_weak=labeled_view())
     alone = []
     for model in (method.student, method.right):
         baseline = build("Supervised")
         baseline.student.load_state_dict(copy.deepcopy(model.state_dict()))
-        moved(baseline, given, steps=3)
+        moved(baseline, given, iterations=3)
         alone.append(baseline.student.state_dict())
-    moved(method, given, steps=3)
+    moved(method, given, iterations=3)
     for model, expected in zip((method.student, method.right), alone, strict=True):
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, expected[name], msg=name)
@@ -159,8 +151,8 @@ def test_consistency_ramps_up_and_xi_chooses_the_constraint() -> None:
     late = build("GCT", **SETTINGS | dict(rampup=0.5))
     plain = build("GCT", **SETTINGS)
     values = []
-    for step in (0, 25, 50):
-        late.begin_step(step, 100)
+    for iteration in (0, 25, 50):
+        late.begin_iteration(iteration)
         values.append(late.loss(given)["loss_consistency"] / plain.loss(given)["loss_consistency"])
     torch.testing.assert_close(torch.stack(values), torch.tensor([0.0, 0.5, 1.0]))
     assert cosine_rampup(0.1, 0.4) == pytest.approx(0.1464466)
@@ -200,7 +192,7 @@ def test_the_detector_is_the_one_of_appendix_b(norm: str, size: tuple[int, int])
 def test_the_fused_mask_takes_each_pixel_from_the_less_flawed_model() -> None:
     method = build("GCT", **SETTINGS).eval()
     samples = [dict(inputs=torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8)) for _ in range(2)]
-    fused = method.predictor(Protocol())(samples)
+    fused = method.predictors["fused"].of(method, Protocol())(samples)
     sides = [Predictor(model, Protocol())(samples) for model in (method.student, method.right)]
     chosen = set()
     for n, prediction in enumerate(fused):
@@ -217,19 +209,23 @@ def test_the_fused_mask_takes_each_pixel_from_the_less_flawed_model() -> None:
     assert chosen == {0, 1}
 
 
-def joint() -> tuple[torch.nn.Module, Any]:
+class TwoParts(torch.nn.ModuleDict):
+    optimizers: ClassVar[dict[str, dict[str, Any]]] = {"off": dict(type="Adam")}  # a part that is switched off
+
+
+def joint(**more: Any) -> tuple[torch.nn.Module, Any]:
     torch.manual_seed(0)
-    model = torch.nn.ModuleDict(dict(one=torch.nn.Linear(2, 2), two=torch.nn.Linear(2, 2)))
+    model = TwoParts(dict(one=torch.nn.Linear(2, 2), two=torch.nn.Linear(2, 2)))
     settings = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.1, momentum=0.9))
-    parts = dict(two=dict(type="Adam", lr=0.01))
-    return model, JointOptimizerConstructor(settings | dict(parts=parts))(model)
+    parts = dict(two=dict(type="Adam", lr=0.01), off=dict(type="Adam"))
+    return model, JointOptimizerConstructor(settings | dict(parts=parts | more))(model)
 
 
-def step(model: torch.nn.Module, wrapper: Any) -> None:
+def update(model: torch.nn.Module, wrapper: Any) -> None:
     wrapper.update_params(sum((part(torch.ones(1, 2)) ** 2).sum() for part in model.values()))
 
 
-def test_every_part_has_its_own_optimiser_and_resumes_exactly() -> None:
+def test_every_part_has_its_own_optimizer_and_resumes_exactly() -> None:
     model, wrapper = joint()
     references = [copy.deepcopy(part) for part in model.values()]
     optimizers = [
@@ -240,7 +236,7 @@ def test_every_part_has_its_own_optimiser_and_resumes_exactly() -> None:
     for number in range(4):
         if number == 2:
             states = [copy.deepcopy(model.state_dict()), copy.deepcopy(wrapper.state_dict())]
-        step(model, wrapper)
+        update(model, wrapper)
         for part, optimizer in zip(references, optimizers, strict=True):
             optimizer.zero_grad()
             (part(torch.ones(1, 2)) ** 2).sum().backward()
@@ -252,18 +248,16 @@ def test_every_part_has_its_own_optimiser_and_resumes_exactly() -> None:
     resumed.load_state_dict(states[1])
     assert isinstance(resumed.optimizer, JointOptimizer)
     for _ in range(2):
-        step(again, resumed)
+        update(again, resumed)
     assert torch.equal(again["two"].weight, model["two"].weight)
     assert torch.equal(again["one"].weight, model["one"].weight)
     assert [group["lr"] for group in resumed.optimizer.param_groups] == [0.1, 0.01]
     for group in resumed.optimizer.param_groups:
         group["lr"] = 0.0
-    step(again, resumed)
+    update(again, resumed)
     assert torch.equal(again["two"].weight, model["two"].weight), "schedulers reach every part after resuming"
 
 
-def test_a_part_that_is_not_there_is_named() -> None:
+def test_a_missing_part_is_named() -> None:
     with pytest.raises(UserError, match="three"):
-        JointOptimizerConstructor(dict(optimizer=dict(type="SGD", lr=1.0), parts=dict(three=dict(type="Adam"))))(
-            joint()[0]
-        )
+        joint(three=dict(type="Adam"))

@@ -14,53 +14,39 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslseg.artifacts import build_method, find_model
-from sslseg.config import load
-from sslseg.data.files import read_image
+from sslseg.artifacts.find import build_method, find_model
+from sslseg.config.files import load
+from sslseg.data.reading import read_image
 from sslseg.errors import UserError
-from sslseg.functional import decoupling
-from sslseg.split import Split
+from sslseg.methods.guidedmix import DecoupledPredictor, decoupling
+from sslseg.splits.split import Split
 from sslseg.store import StoreReader, verify_store
 from tests.conftest import SHORT, Sslseg
-from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches, total
+from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_view, moved, other_views, total
 
 SETTINGS: dict[str, Any] = dict(
-    pairs="similar",
-    distance="pooled",
-    lambda_max=0.5,
-    alpha=1.0,
-    bound="scale",
-    decoupling="soft",
-    labeled_decoupling=None,
-    space="probabilities",
-    remainder="normalize",
-    constant=True,
-    unlabeled_weight=2.0,
-    decoupling_weight=0.7,
-    classifier_weight=0.3,
-    rampup=0.5,
-    warmup=0.1,
+    unlabeled_weight=2.0, decoupling_weight=0.7, classifier_weight=0.3, rampup=0.5, warmup=0.1
 )
 LAMBDAS = {2: [0.15, 0.4], 3: [0.05, 0.3, 0.45]}
 
 
 def made(**more: Any) -> Any:
     method = build("GuidedMix", model="mitrans_r18s", **SETTINGS | more)
-    method.begin_step(30, 100)
+    method.begin_iteration(30)
     return method
 
 
 def batch(number: int = 3) -> dict[str, dict]:
-    weak, _ = other_branches(number)
-    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak)
+    weak, _ = other_views(number)
+    return dict(labeled_weak=labeled_view(), unlabeled_weak=weak)
 
 
 @pytest.fixture
 def fixed_lambdas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lambdas by the number of pairs, and random partners that can be told."""
-    monkeypatch.setattr(decoupling, "draw_lambdas", lambda n, **_: torch.tensor(LAMBDAS[n]).reshape(n, 1, 1, 1))
-    monkeypatch.setattr(decoupling, "any_other", lambda n, **_: torch.arange(n).flip(0))
-    monkeypatch.setattr(decoupling, "any_reference", lambda n, references, **_: torch.arange(n) % references)
+    """Known lambdas, by the number of pairs, and known random partners."""
+    monkeypatch.setattr(decoupling, "sample_lambdas", lambda n, **_: torch.tensor(LAMBDAS[n]).reshape(n, 1, 1, 1))
+    monkeypatch.setattr(decoupling, "random_other", lambda n, **_: torch.arange(n).flip(0))
+    monkeypatch.setattr(decoupling, "random_reference", lambda n, references, **_: torch.arange(n) % references)
 
 
 def passed(method: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,21 +56,21 @@ def passed(method: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return features[-1], F.interpolate(logits, SIZE, mode="bilinear", align_corners=False)
 
 
-def left(mixed: list[float], labeled: list[float], share: float, remainder: str) -> list[float]:
-    values = [m - share * p for m, p in zip(mixed, labeled, strict=True)]
-    if remainder != "raw":
+def remaining(mixed: list[float], labeled: list[float], weight: float, renormalize: str) -> list[float]:
+    values = [m - weight * p for m, p in zip(mixed, labeled, strict=True)]
+    if renormalize != "raw":
         values = [max(value, 0.0) for value in values]
-    return [value / max(sum(values), 1e-6) for value in values] if remainder == "normalize" else values
+    return [value / max(sum(values), 1e-6) for value in values] if renormalize == "normalize" else values
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {},
-        dict(decoupling="hard", remainder="clamp"),
-        dict(labeled_decoupling="hard", remainder="raw"),
-        dict(space="logits", remainder="raw", pairs="random"),
-        dict(space="logits", remainder="clamp", decoupling="hard", labeled_decoupling="soft"),
+        dict(decoupling="hard", renormalize="clamp"),
+        dict(labeled_decoupling="hard", renormalize="raw"),
+        dict(space="logits", renormalize="raw", pairs="random"),
+        dict(space="logits", renormalize="clamp", decoupling="hard", labeled_decoupling="soft"),
         dict(distance="map"),
     ],
     ids=str,
@@ -102,50 +88,51 @@ def test_losses_equal_the_paper_s_sums(settings: dict[str, Any]) -> None:
         similar = method.pairs == "similar"
         partners = [min(range(2), key=row.__getitem__) for row in away] if similar else [0, 1, 0]
         mixtures = [
-            share * images[i] + (1 - share) * other  # Eq. (2)
-            for i, other, share in zip(partners, others, LAMBDAS[3], strict=True)
+            weight * images[i] + (1 - weight) * other  # Eq. (2)
+            for i, other, weight in zip(partners, others, LAMBDAS[3], strict=True)
         ]
         pairs = [LAMBDAS[2][n] * images[n] + (1 - LAMBDAS[2][n]) * images[1 - n] for n in range(2)]
         mixed, paired = passed(method, torch.stack(mixtures))[1], passed(method, torch.stack(pairs))[1]
     if method.space == "probabilities":
-        logits_of = dict(all=logits, mixed=mixed, paired=paired)
-        logits, mixed, paired = (value.softmax(1) for value in logits_of.values())
-    unlabeled, number, between, known = 0.0, 0, 0.0, 0
+        logits, mixed, paired = (value.softmax(1) for value in (logits, mixed, paired))
+    unlabeled, number, between, labeled_pixels = 0.0, 0, 0.0, 0
     hard = method.decoupling == "hard"
     hard_pairs = (method.labeled_decoupling or method.decoupling) == "hard"
     for y in range(SIZE[0]):
         for x in range(SIZE[1]):
             for k in range(3):
                 if weak["valid"][k, y, x]:
-                    share = 1.0 if hard else LAMBDAS[3][k]
-                    target = left(
-                        mixed[k, :, y, x].tolist(), logits[partners[k], :, y, x].tolist(), share, method.remainder
+                    weight = 1.0 if hard else LAMBDAS[3][k]
+                    target = remaining(
+                        mixed[k, :, y, x].tolist(), logits[partners[k], :, y, x].tolist(), weight, method.renormalize
                     )
                     unlabeled += sum((a - b) ** 2 for a, b in zip(target, logits[2 + k, :, y, x].tolist(), strict=True))
                     number += 1
             for n in range(2):
                 if labels[1 - n, y, x] != IGNORE:
-                    share = 1.0 if hard_pairs else LAMBDAS[2][n]
-                    target = left(paired[n, :, y, x].tolist(), logits[n, :, y, x].tolist(), share, method.remainder)
+                    weight = 1.0 if hard_pairs else LAMBDAS[2][n]
+                    target = remaining(
+                        paired[n, :, y, x].tolist(), logits[n, :, y, x].tolist(), weight, method.renormalize
+                    )
                     between += sum((a - b) ** 2 for a, b in zip(target, logits[1 - n, :, y, x].tolist(), strict=True))
-                    known += 1
+                    labeled_pixels += 1
     omega = 2.0 * math.exp(-5 * (1 - 0.3 / 0.5) ** 2)
     assert losses["loss_unlabeled"].item() == pytest.approx(omega * unlabeled / number, rel=1e-3)  # Eqs. (9), (10)
-    assert losses["loss_decoupling"].item() == pytest.approx(0.7 * between / known, rel=1e-3)  # Eq. (12)
+    assert losses["loss_decoupling"].item() == pytest.approx(0.7 * between / labeled_pixels, rel=1e-3)  # Eq. (12)
     terms = []
     for n in range(2):
-        scores = method.classifier.weight @ encoded[n].mean((1, 2)) + method.classifier.bias
-        for c, score in enumerate(scores.tolist()):
+        class_logits = method.classifier.weight @ encoded[n].mean((1, 2)) + method.classifier.bias
+        for c, logit in enumerate(class_logits.tolist()):
             holds = bool((labels[n] == c).any())
-            terms.append(math.log1p(math.exp(-score if holds else score)))
+            terms.append(math.log1p(math.exp(-logit if holds else logit)))
     assert losses["loss_classifier"].item() == pytest.approx(0.3 * sum(terms) / len(terms), rel=1e-4)
     with torch.no_grad():
-        labeled_scores = passed(method, torch.cat((images, others)))[1][:2]
-    supervised = F.cross_entropy(labeled_scores, labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
+        labeled_logits = passed(method, torch.cat((images, others)))[1][:2]
+    supervised = F.cross_entropy(labeled_logits, labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
     torch.testing.assert_close(losses["decode.loss_ce"].detach(), supervised)
 
 
-@pytest.mark.parametrize("settings", [{}, dict(remainder="raw"), dict(space="logits", remainder="raw")])
+@pytest.mark.parametrize("settings", [{}, dict(renormalize="raw"), dict(space="logits", renormalize="raw")])
 def test_with_lambda_0_the_decoupled_mask_is_the_direct_prediction(settings: dict[str, Any]) -> None:
     given = batch()
     for largest, equal in ((0.0, True), (0.5, False)):
@@ -154,7 +141,7 @@ def test_with_lambda_0_the_decoupled_mask_is_the_direct_prediction(settings: dic
 
 
 def watched(method: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Tell into which predictions the gradient of a loss flows: direct ones and those of labelled mixtures."""
+    """Return into which predictions the gradient of a loss flows."""
     leaves: list[torch.Tensor] = []
     original = method.predictions
 
@@ -170,13 +157,13 @@ def watched(method: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str
 
 @pytest.mark.parametrize("space", ["probabilities", "logits"])
 def test_gradients_stop_at_targets(monkeypatch: pytest.MonkeyPatch, space: str) -> None:
-    settings = dict(space=space, remainder="raw")
-    for constant in (True, False):
-        flows = watched(made(**settings, constant=constant), "loss_unlabeled", monkeypatch)
+    settings = dict(space=space, renormalize="raw")
+    for detach_targets in (True, False):
+        flows = watched(made(**settings, detach_targets=detach_targets), "loss_unlabeled", monkeypatch)
         assert flows == dict(own=False, direct=True, mixed=False, paired=False)
     flows = watched(made(**settings), "loss_decoupling", monkeypatch)
     assert flows == dict(own=False, direct=False, mixed=False, paired=True)
-    flows = watched(made(**settings, constant=False), "loss_decoupling", monkeypatch)
+    flows = watched(made(**settings, detach_targets=False), "loss_decoupling", monkeypatch)
     assert flows == dict(own=True, direct=False, mixed=False, paired=True)
 
 
@@ -192,37 +179,37 @@ def test_the_mixture_for_a_target_builds_no_graph(monkeypatch: pytest.MonkeyPatc
     assert seen == [(5, True), (3, False), (2, True)]
 
 
-def test_a_step_moves_the_student_and_the_classifier() -> None:
+def test_an_iteration_moves_the_student_and_the_classifier() -> None:
     method, given = made(), batch()
     names = moved(method, given)
     assert {name for name, _ in method.named_parameters()} <= names
     method.zero_grad(set_to_none=True)
-    method.begin_step(30, 100)
+    method.begin_iteration(30)
     method.loss(given)["loss_classifier"].backward()
     reached = {name for name, value in method.named_parameters() if value.grad is not None}
     parts = {name.split(".")[0] if name.startswith("classifier") else name.split(".")[1] for name in reached}
     assert parts == {"backbone", "neck", "classifier"}
 
 
-def test_only_what_is_not_mixed_enters_the_running_statistics() -> None:
+def test_mixtures_do_not_enter_the_running_statistics() -> None:
     method, given = made(), batch()
     plain = made()
     method.loss(given)
     with torch.no_grad():
-        passed(plain, torch.cat([branch["inputs"] for branch in given.values()]))
+        passed(plain, torch.cat([view["inputs"] for view in given.values()]))
     for (name, own), other in zip(method.student.named_buffers(), plain.student.buffers(), strict=True):
         torch.testing.assert_close(own, other, msg=name)
     assert all(module.track_running_stats for module in method.modules() if hasattr(module, "track_running_stats"))
 
 
 @pytest.mark.parametrize("pairs", ["similar", "random"])
-def test_what_is_mixed_are_the_pairs(monkeypatch: pytest.MonkeyPatch, pairs: str) -> None:
-    """Similar partners are labelled copies of the unlabelled images, and copies of each other."""
+def test_partners_are_mixed(monkeypatch: pytest.MonkeyPatch, pairs: str) -> None:
+    """Similar partners are labeled copies of the unlabeled images, and copies of each other."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     original = decoupling.blend
-    monkeypatch.setattr(decoupling, "blend", lambda a, b, share: seen.append((a, b)) or original(a, b, share))
-    weak, _ = other_branches(4)
-    labeled = labeled_branch(4)
+    monkeypatch.setattr(decoupling, "blend", lambda a, b, weight: seen.append((a, b)) or original(a, b, weight))
+    weak, _ = other_views(4)
+    labeled = labeled_view(4)
     labeled["inputs"] = weak["inputs"][[2, 0, 2, 0]] + 1e-3 * torch.randn_like(weak["inputs"])
     labeled["inputs"][:2] = weak["inputs"][[2, 0]]
     method = made(pairs=pairs, bound="clip")
@@ -246,13 +233,13 @@ def test_what_is_mixed_are_the_pairs(monkeypatch: pytest.MonkeyPatch, pairs: str
         assert len({tuple(index) for index in chosen}) == 4
 
 
-def test_warming_up_sees_labelled_images_only() -> None:
+def test_warmup_uses_labeled_images_only() -> None:
     method, given = made(), batch()
-    method.begin_step(9, 100)
+    method.begin_iteration(9)
     assert sorted(method.loss(given)) == ["decode.loss_ce", "loss_classifier"]
     total(method.loss(given)).backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
-    method.begin_step(10, 100)
+    method.begin_iteration(10)
     assert "loss_unlabeled" in method.loss(given)
 
 
@@ -273,12 +260,12 @@ def test_parts_can_be_left_out_and_other_networks_taken() -> None:
         (dict(pairs="near"), "method.pairs 'near' is unknown; use one of: similar, random"),
         (dict(decoupling="none"), "method.decoupling 'none'"),
         (dict(space="masks"), "method.space 'masks'"),
-        (dict(lambda_max=0.6), "--lambda-max"),
+        (dict(lambda_max=0.6), "method.lambda_max 0.6 is out of range"),
         (dict(alpha=0.0), "method.alpha"),
         (dict(space="logits"), "normalize needs method.space probabilities"),
     ],
 )
-def test_unknown_choices_are_named(settings: dict, message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         made(**settings)
 
@@ -290,16 +277,16 @@ def test_a_single_image_cannot_be_paired() -> None:
 
 @pytest.fixture
 def run(workspace: Path, sslseg: Sslseg) -> Path:
-    return sslseg("train", "--method", "guidedmix", "--lambda-max", "0.3", *SHORT).path
+    return sslseg("train", "--method", "guidedmix", "--set", "method.lambda_max=0.3", *SHORT).path
 
 
 def test_a_store_holds_decoupled_and_direct_masks(run: Path, sslseg: Sslseg) -> None:
     assert load(run / "config.py").method.lambda_max == 0.3
-    path = sslseg("pseudolabel", "--decouple", "--decouple-from", "2", "--workers", "0").path
+    path = sslseg("pseudolabel", "--predictor", "decoupled", "--references", "2", "--workers", "0").path
     assert path == run / "stores" / "unlabeled-decoupled.h5"
     store = StoreReader(path)
-    assert store.kinds == ("masks", "confidence", "entropy", "model_masks/direct")
-    assert store.provenance["decouple"] == 2
+    assert tuple(store.kinds) == ("masks", "confidence", "entropy", "model_masks/direct")
+    assert (store.provenance["predictor"], store.provenance["references"]) == ("decoupled", 2)
     verify_store(path)
     plain = StoreReader(sslseg("pseudolabel", "--workers", "0").path)
     method, split = build_method(find_model(run)), Split.load(run / "split")
@@ -325,8 +312,8 @@ def test_a_store_holds_decoupled_and_direct_masks(run: Path, sslseg: Sslseg) -> 
         expected = torch.zeros(())
         for reference in order[:2]:
             mixed, labeled = predict(0.15 * reference + 0.85 * image)[1], predict(reference)[1]
-            remaining = (mixed - 0.15 * labeled).clamp_min(0)
-            expected = expected + remaining / remaining.sum(0) / 2
+            difference = (mixed - 0.15 * labeled).clamp_min(0)
+            expected = expected + difference / difference.sum(0) / 2
         assert (store.mask(sample.id) == expected.argmax(0).numpy()).mean() > 0.999
         np.testing.assert_allclose(store.confidence(sample.id), expected.amax(0).numpy(), atol=1e-3)
     scores = json.loads(sslseg("eval", path, "--json").out)
@@ -336,26 +323,26 @@ def test_a_store_holds_decoupled_and_direct_masks(run: Path, sslseg: Sslseg) -> 
 
 @pytest.mark.parametrize("space", ["probabilities", "logits"])
 def test_without_mixing_a_store_s_masks_are_the_direct_ones(workspace: Path, sslseg: Sslseg, space: str) -> None:
-    settings = ("--set", f"method.space={space}", "--set", "method.remainder=raw")
-    assert sslseg("train", "--method", "guidedmix", "--lambda-max", "0", *settings, *SHORT).code == 0
-    store = StoreReader(sslseg("pseudolabel", "--decouple", "--workers", "0").path)
+    settings = ("--set", f"method.space={space}", "--set", "method.renormalize=raw")
+    assert sslseg("train", "--method", "guidedmix", "--set", "method.lambda_max=0", *settings, *SHORT).code == 0
+    store = StoreReader(sslseg("pseudolabel", "--predictor", "decoupled", "--workers", "0").path)
     for name in store.ids:
         assert np.array_equal(store.mask(name), store.stored("model_masks/direct", name))
 
 
-def test_a_labelled_image_of_another_size_is_resized(run: Path) -> None:
+def test_a_labeled_image_of_another_size_is_resized(run: Path) -> None:
     from sslseg.data.dataset import ImageDataset
     from sslseg.inference import Protocol, with_tta
 
     method, split = build_method(find_model(run)), Split.load(run / "split")
     references = ImageDataset(split.samples("labeled"), description=split.dataset, labeled=False)
     for protocol in (Protocol(), with_tta(Protocol()), Protocol("slide", (32, 32))):
-        predictor = method.guided_predictor(protocol, references, number=1)
+        predictor = DecoupledPredictor.of(method, protocol, references=references, number=1)
         prediction = predictor([dict(inputs=torch.randint(0, 255, (3, 50, 71), dtype=torch.uint8))])[0]
         assert prediction.mask.shape == (50, 71)
         torch.testing.assert_close(prediction.probabilities.sum(0), torch.ones(50, 71))
-    with pytest.raises(UserError, match="--decouple-from"):
-        method.guided_predictor(Protocol(), references, number=5)
+    with pytest.raises(UserError, match="--references"):
+        DecoupledPredictor.of(method, Protocol(), references=references, number=5)
 
 
 LOADED = """
@@ -372,14 +359,26 @@ def test_an_exported_model_names_its_networks(run: Path, sslseg: Sslseg) -> None
     assert done.stdout.splitlines()[-1] == "1 64 80", done.stderr
 
 
-def test_what_does_not_mix_is_told_so(workspace: Path, run: Path, sslseg: Sslseg) -> None:
+def test_what_cannot_be_decoupled_is_refused(workspace: Path, run: Path, sslseg: Sslseg) -> None:
     other = sslseg("train", *SHORT).path
     cases = {
-        ("pseudolabel", other, "--decouple"): "Supervised has not learned from mixtures",
-        ("pseudolabel", run, "--decouple-from", "2"): "--decouple-from belongs to --decouple",
-        ("pseudolabel", run, "--decouple", "--decouple-from", "9"): "mend --decouple-from",
-        ("train", "--method", "gct", "--lambda-max", "0.2"): "--lambda-max needs --method guidedmix, this is gct",
-        ("train", "--method", "guidedmix", "--lambda-max", "0.7", "--run-dir", "x"): "at most 0.5",
+        ("pseudolabel", other, "--predictor", "decoupled"): "a model of method Supervised has direct",
+        (
+            "pseudolabel",
+            run,
+            "--references",
+            "2",
+        ): "--references: predictor 'direct' does not compare with labeled images",
+        (
+            "pseudolabel",
+            run,
+            "--predictor",
+            "decoupled",
+            "--references",
+            "9",
+        ): "cannot be mixed with 9 of 4 labeled images",
+        ("train", "--method", "gct", "--set", "method.lambda_max=0.2"): "method.lambda_max is not a setting of GCT",
+        ("train", "--method", "guidedmix", "--set", "method.lambda_max=0.7", "--run-dir", "x"): "at most 0.5",
     }
     for arguments, message in cases.items():
         done = sslseg(*arguments)

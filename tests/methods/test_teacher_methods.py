@@ -10,22 +10,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sslseg.artifacts.run import Run
+from sslseg.config.build import TrainOptions, build_config
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
 from sslseg.errors import UserError
-from sslseg.networks.teacher import Teacher
-from sslseg.run import Run
-from sslseg.split import Split
-from sslseg.train import TrainOptions, build_config, train
-from tests.methods.conftest import build, labeled_branch, moved, other_branches, total
+from sslseg.methods.ema import Teacher
+from sslseg.splits.split import Split
+from sslseg.train import train
+from tests.methods.conftest import build, labeled_view, moved, other_views, total
 
-MT = dict(consistency="mse", weight=2.0, rampup=0.0, decay=0.9)
-MIX = dict(mix="cutmix", consistency="ce", weight=1.0, rampup=0.0, threshold=0.3, per_pixel=False, decay=0.9)
+MT = dict(weight=2.0, rampup=0.0, decay=0.9)
+MIX = dict(consistency="ce", rampup=0.0, threshold=0.3, decay=0.9)
 
 
 def batch(**more: Any) -> dict[str, dict]:
-    weak, strong = other_branches(**more)
-    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=strong)
+    weak, strong = other_views(**more)
+    return dict(labeled_weak=labeled_view(), unlabeled_weak=weak, unlabeled_strong=strong)
 
 
 def predict(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -33,18 +34,19 @@ def predict(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def test_teacher_is_an_average_of_all_state_and_never_trains() -> None:
+def test_teacher_is_the_ema_of_all_state_and_never_trains() -> None:
     method = build("MeanTeacher", **MT)
     student, teacher = method.student, method.teacher
     expected = {name: value.clone() for name, value in teacher.network.state_dict().items()}
-    for step in range(4):
+    method.begin_training(10)
+    for iteration in range(4):
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         student(torch.randn(4, 3, 40, 48), mode="tensor")  # moves BatchNorm's statistics
-        method.begin_step(step, 10)
-        method.after_step()
-        decay = min(1 - 1 / (step + 1), 0.9)
+        method.begin_iteration(iteration)
+        method.after_iteration()
+        decay = min(1 - 1 / (iteration + 1), 0.9)
         for name, value in student.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
     for name, value in teacher.network.state_dict().items():
@@ -52,7 +54,7 @@ def test_teacher_is_an_average_of_all_state_and_never_trains() -> None:
     method.train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert method.deployed is teacher.network
+    assert method.eval_model is teacher.network
 
 
 def test_teacher_follows_a_student_that_was_moved_to_other_tensors() -> None:
@@ -94,8 +96,8 @@ def test_consistency_ramps_up(name: str) -> None:
     method = build(name, **(MT if name == "MeanTeacher" else MIX) | dict(rampup=0.5))
     given = batch()
     weights = []
-    for step in (0, 25, 50, 99):
-        method.begin_step(step, 100)
+    for iteration in (0, 25, 50, 99):
+        method.begin_iteration(iteration)
         torch.manual_seed(0)
         weights.append(method.loss(given)["loss_consistency"].detach())
     ratios = torch.stack(weights) / weights[-1]
@@ -109,13 +111,13 @@ def test_the_student_learns_and_the_teacher_only_follows(name: str) -> None:
     total(method.loss(given)).backward()
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
     assert all(parameter.grad is not None for parameter in method.student.parameters())
-    names = moved(method, given, steps=2)
+    names = moved(method, given, iterations=2)
     for part in ("student.", "teacher.network."):
-        learnt = {part + key for key, _ in method.student.named_parameters()}
-        assert learnt <= names, sorted(learnt - names)[:3]
+        learned = {part + key for key, _ in method.student.named_parameters()}
+        assert learned <= names, sorted(learned - names)[:3]
 
 
-def test_unlabelled_images_teach_the_student() -> None:
+def test_unlabeled_images_teach_the_student() -> None:
     given = batch()
     plain, other = (build("MeanTeacher", **MT) for _ in range(2))
     plain.weight = 0.0
@@ -138,7 +140,7 @@ def test_cutmix_loss_equals_the_slow_one(
     monkeypatch.setattr("sslseg.functional.mixing.class_masks", lambda *a, **k: kept)
     losses = method.loss(given)
     predicted = predict(method.teacher.network, weak["inputs"]).softmax(1)
-    images, targets, counted = torch.zeros_like(strong["inputs"]), torch.zeros_like(predicted), strong["valid"].clone()
+    images, targets, valid = torch.zeros_like(strong["inputs"]), torch.zeros_like(predicted), strong["valid"].clone()
     for n in range(3):
         for y in range(40):
             for x in range(48):
@@ -149,7 +151,7 @@ def test_cutmix_loss_equals_the_slow_one(
                 if mix != "cutout" or kept[n, 0, y, x]:
                     images[n, :, y, x] = strong["inputs"][source, :, y, x]
                 targets[n, :, y, x] = predicted[source, :, y, x]
-                counted[n, y, x] = strong["valid"][source, y, x] and (mix != "cutout" or kept[n, 0, y, x])
+                valid[n, y, x] = strong["valid"][source, y, x] and (mix != "cutout" or kept[n, 0, y, x])
     logits = predict(method.student, torch.cat((labeled["inputs"], images)))[2:]
     if consistency == "hard":
         values = F.cross_entropy(logits, targets.argmax(1), reduction="none")
@@ -157,13 +159,13 @@ def test_cutmix_loss_equals_the_slow_one(
         values = -(targets * logits.log_softmax(1)).sum(1)
     else:
         values = (logits.softmax(1) - targets).square().mean(1)
-    sure = targets.amax(1) > 0.3
-    expected = values[counted & sure].mean() if per_pixel else values[counted].mean() * sure[counted].float().mean()
-    assert 0 < sure[counted].float().mean() < 1
+    confident = targets.amax(1) > 0.3
+    expected = values[valid & confident].mean() if per_pixel else values[valid].mean() * confident[valid].float().mean()
+    assert 0 < confident[valid].float().mean() < 1
     torch.testing.assert_close(losses["loss_consistency"], expected)
 
 
-def test_cutmix_says_what_it_cannot_do() -> None:
+def test_cutmix_refuses_single_images_and_unknown_choices() -> None:
     with pytest.raises(UserError, match="unlabeled-batch-size"):
         build("CutMix", **MIX).loss(batch(number=1))
     for name, wrong in (("mix", "mixup"), ("consistency", "soft")):
@@ -173,7 +175,7 @@ def test_cutmix_says_what_it_cannot_do() -> None:
         build("MeanTeacher", **MT | dict(consistency="kl"))
 
 
-def test_teacher_alone_can_be_copied_from_any_segmentor() -> None:
+def test_teacher_can_be_copied_from_any_segmentor() -> None:
     method = build("MeanTeacher", **MT)
     teacher = Teacher(method.student, [(0.0, 0.9)])
     images = torch.randn(2, 3, 40, 48)
@@ -182,12 +184,17 @@ def test_teacher_alone_can_be_copied_from_any_segmentor() -> None:
 
 
 @pytest.mark.parametrize("method", ["mean-teacher", "cutmix"])
-def test_in_training_the_teacher_follows_every_step(
+def test_in_training_the_teacher_follows_every_iteration(
     tmp_path: Path, toy_split: Split, trained: Path, method: str
 ) -> None:
-    """With a decay of 0 it must end as the student, otherwise as a mean of what the student was."""
+    """With a decay of 0 the teacher must end as the student, otherwise as a mean of the student's states."""
     options = TrainOptions(
-        method=method, iters=3, batch_size=2, crop=(48, 48), workers=0, pretrained=str(trained / "checkpoints/last.pth")
+        method=method,
+        iterations=3,
+        batch_size=2,
+        crop=(48, 48),
+        workers=0,
+        pretrained=str(trained / "checkpoints/last.pth"),
     )
     states = []
     for decay in (0.0, 1.0):
@@ -195,11 +202,11 @@ def test_in_training_the_teacher_follows_every_step(
         states.append(torch.load(run.checkpoints / "last.pth", weights_only=True)["state_dict"])
     name = "decode_head.conv_seg.weight"
     assert torch.equal(states[0][f"student.{name}"], states[0][f"teacher.network.{name}"])
-    # The plain mean of the first three steps' weights.
+    # The plain mean of the weights of the first three iterations.
     assert not torch.equal(states[1][f"student.{name}"], states[1][f"teacher.network.{name}"])
 
 
-def test_the_first_step_already_sees_the_given_weights(tmp_path: Path, toy_split: Split, trained: Path) -> None:
+def test_the_first_iteration_already_sees_the_given_weights(tmp_path: Path, toy_split: Split, trained: Path) -> None:
     given = torch.load(trained / "checkpoints/last.pth", weights_only=True)["state_dict"]
     options = TrainOptions(
         method="cutmix", batch_size=2, crop=(48, 48), workers=0, pretrained=str(trained / "checkpoints/last.pth")

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 
 from sslseg.errors import UserError
-from sslseg.networks.branch import Branch
-from sslseg.registry import METHODS
-from tests.methods.conftest import CLASSES, IGNORE, build, labeled_branch, moved, other_branches, segmentor, total
+from sslseg.methods.three_stage.second_branch import SecondBranch
+from sslseg.registry import MODELS
+from tests.methods.conftest import CLASSES, IGNORE, build, labeled_view, moved, other_views, segmentor, total
 
-STAGE = dict(stage=2, branch=None, consistency_weight=0.25, pseudo_weight=0.75, decays=[(0.0, 0.9)])
+STAGE = dict(pseudo_weight=0.75, decays=[(0.0, 0.9)])
 
 
 def batch(**more: Any) -> dict[str, dict]:
-    weak, strong = other_branches(pseudo=True, **more)
-    return dict(labeled_weak=labeled_branch(pseudo=True), train_weak=weak, train_strong=strong)
+    weak, strong = other_views(pseudo=True, **more)
+    return dict(labeled_weak=labeled_view(pseudo=True), train_weak=weak, train_strong=strong)
 
 
 def full(logits: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_losses_equal_the_paper_s_sums(stage: int, geometry: bool) -> None:
                 stored = int((labeled if n < 2 else strong)["pseudo_masks"][n if n < 2 else n - 2, y, x])
                 if stored != IGNORE:  # Eq. (3)
                     pl.append(-second[n, :, y, x].log_softmax(0)[stored])
-    # mmseg divides the sum of the labelled pixels by the number of all.
+    # mmseg divides the sum of the labeled pixels by the number of all.
     torch.testing.assert_close(losses["decode.loss_ce"], torch.stack(seg).sum() / labeled["labels"].numel())
     torch.testing.assert_close(losses["loss_consistency"], 0.25 * torch.stack(con).mean())
     torch.testing.assert_close(losses["loss_pseudo"], 0.75 * torch.stack(pl).mean())
@@ -85,14 +85,14 @@ def test_pseudo_masks_move_their_branch_and_what_is_shared(stage: int) -> None:
     assert by_truth == {name for name, _ in method.named_parameters() if name.startswith("student.")}
 
 
-def test_one_step_moves_everything_but_lets_the_teacher_follow() -> None:
+def test_an_iteration_moves_everything_and_the_teacher_only_follows() -> None:
     method = build("ThreeStage", **STAGE)
     given = batch()
     total(method.loss(given)).backward()
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
-    names = moved(method, given, steps=2)
+    names = moved(method, given, iterations=2)
     assert {name for name, _ in method.named_parameters()} <= names
-    assert method.deployed is method.student
+    assert method.eval_model is method.student
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,19 @@ def test_switched_off_parts_leave_no_trace(switch: dict, missing: str, modules: 
     assert {name.split(".")[0] for name in method.state_dict()} - {"data_preprocessor"} == modules
 
 
-def test_decay_follows_its_steps_and_no_ema_copies() -> None:
+def test_decay_follows_its_milestones_and_without_any_the_teacher_is_a_copy() -> None:
     method = build("ThreeStage", **STAGE | dict(decays=[(0.0, 0.5), (0.5, 0.8)]))
     copying = build("ThreeStage", **STAGE | dict(decays=[]))
-    for step, decay in ((0, 0.0), (1, 0.5), (40, 0.5), (50, 0.8), (99, 0.8)):
+    for iteration, decay in ((0, 0.0), (1, 0.5), (40, 0.5), (50, 0.8), (99, 0.8)):
         for one, expected in ((method, decay), (copying, 0.0)):
             weight = one.student.decode_head.conv_seg.weight
-            average = one.teacher.network.decode_head.conv_seg.weight.clone()
+            before = one.teacher.network.decode_head.conv_seg.weight.clone()
             with torch.no_grad():
                 weight.add_(1.0)
-            one.begin_step(step, 100)
-            one.after_step()
+            one.begin_iteration(iteration)
+            one.after_iteration()
             torch.testing.assert_close(
-                one.teacher.network.decode_head.conv_seg.weight, expected * average + (1 - expected) * weight
+                one.teacher.network.decode_head.conv_seg.weight, expected * before + (1 - expected) * weight
             )
 
 
@@ -134,12 +134,12 @@ def test_branch_can_be_chosen_and_wrong_ones_are_refused() -> None:
         build("ThreeStage", **STAGE | dict(stage=1))
 
 
-def test_labelled_images_without_a_stored_mask_teach_the_branch_nothing() -> None:
+def test_labeled_images_without_a_stored_mask_teach_the_branch_nothing() -> None:
     method = build("ThreeStage", **STAGE)
     given = batch()
     expected = method.loss(given)["loss_pseudo"]
-    for branch in ("labeled_weak", "train_strong"):
-        given[branch]["pseudo_masks"] = torch.full_like(given[branch]["pseudo_masks"], IGNORE)
+    for view in ("labeled_weak", "train_strong"):
+        given[view]["pseudo_masks"] = torch.full_like(given[view]["pseudo_masks"], IGNORE)
     nothing = method.loss(given)["loss_pseudo"]
     assert expected > 0
     assert nothing == 0
@@ -178,8 +178,8 @@ RESNEXT = dict(type="ResNet", depth=50, base_channels=4, stem_channels=8, stride
 @pytest.mark.parametrize("backbone", [MIT, SWIN, RESNEXT], ids=lambda config: config["type"])
 def test_every_family_of_backbones_can_be_cut_at_half_the_width(backbone: dict) -> None:
     config = small(backbone)
-    network = METHODS.build(config)
-    branch = Branch(network, config, own_stage=True)
+    network = MODELS.build(config)
+    branch = SecondBranch(network, config, own_stage=True)
     branch.init_weights()
     features = network.extract_feat(torch.randn(2, 3, 64, 96))
     last = branch.stage(features[-2])
@@ -200,8 +200,8 @@ def last_stage_of(network: Any) -> torch.nn.Module:
 def test_deeplabv2_on_a_resnet_is_cut_as_in_table_vii() -> None:
     config = segmentor("deeplabv2_r101")
     config.pretrained = None
-    network = METHODS.build(config)
-    hat, tilde = (Branch(network, config, own_stage=own) for own in (True, False))
+    network = MODELS.build(config)
+    hat, tilde = (SecondBranch(network, config, own_stage=own) for own in (True, False))
     assert [(block.conv1.out_channels, block.conv3.out_channels) for block in hat.stage] == [(256, 1024)] * 3
     assert hat.stage[0].conv1.in_channels == 1024
     assert [(conv.in_channels, conv.out_channels) for conv in hat.head.conv_seg] == [(1024, CLASSES)] * 4
@@ -219,11 +219,11 @@ def test_deeplabv2_on_a_resnet_is_cut_as_in_table_vii() -> None:
         (dict(neck=dict(type="FPN", in_channels=[16, 32, 64, 128], out_channels=16, num_outs=4)), "a neck"),
     ],
 )
-def test_a_backbone_that_cannot_be_cut_says_so(change: dict, reason: str) -> None:
+def test_a_backbone_that_cannot_be_cut_is_refused(change: dict, reason: str) -> None:
     config = small(MIT)
     for key, value in change.items():
         config[key] = ConfigDict(config.decode_head | value) if key == "decode_head" else ConfigDict(value)
     with pytest.raises(UserError, match=reason) as caught:
-        Branch(METHODS.build(config), config, own_stage=True)
+        SecondBranch(MODELS.build(config), config, own_stage=True)
     assert "cannot be cut" in str(caught.value)
-    assert "g-tilde" in str(caught.value)
+    assert "--set method.branch=g-tilde" in str(caught.value)

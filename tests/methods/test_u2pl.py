@@ -12,14 +12,19 @@ import torch
 import torch.nn.functional as F
 from mmengine.optim import build_optim_wrapper
 
-from sslseg.config import parse_assignment
+from sslseg.config.assignments import parse_assignment
+from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.lengths import batch_counts
+from sslseg.config.upgrade import rename_settings
 from sslseg.engine.build import optim_wrapper
 from sslseg.errors import UserError
-from sslseg.networks.projection import before_classifier
-from sslseg.registry import METHODS
-from sslseg.split import Split
-from sslseg.train import TrainOptions, batch_counts, build_config
-from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_branch, moved, other_branches, segmentor, total
+from sslseg.functional.schedule import Epochs, duration
+from sslseg.methods.u2pl import U2PL
+from sslseg.networks.logits import before_classifier
+from sslseg.registry import MODELS
+from sslseg.settings import complete
+from sslseg.splits.split import Split
+from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_view, moved, other_views, segmentor, total
 
 CONTRAST: dict[str, Any] = dict(
     dim=16,
@@ -27,16 +32,15 @@ CONTRAST: dict[str, Any] = dict(
     anchors=5,
     negatives=7,
     temperature=0.5,
-    size=400,
-    background=500,
-    remember=True,
+    queue_size=400,
+    background_queue_size=500,
+    use_memory_bank=True,
 )
 SETTINGS: dict[str, Any] = dict(
     mix="none",
     unlabeled_weight=1.0,
     alpha=0.4,
-    adjust=True,
-    epochs=10.0,
+    dynamic_alpha=True,
     warmup=0.1,
     decay=0.9,
     contrast_weight=0.1,
@@ -50,13 +54,14 @@ SETTINGS: dict[str, Any] = dict(
 
 def made(**more: Any) -> Any:
     method = build("U2PL", **SETTINGS | more)
-    method.begin_step(20, 100)
+    method.begin_training(100, iterations_per_epoch=10)
+    method.begin_iteration(20)
     return method
 
 
 def batch() -> dict[str, dict]:
-    weak, strong = other_branches()
-    return dict(labeled_weak=labeled_branch(), unlabeled_weak=weak, unlabeled_strong=strong)
+    weak, strong = other_views()
+    return dict(labeled_weak=labeled_view(), unlabeled_weak=weak, unlabeled_strong=strong)
 
 
 def probabilities(network: Any, images: torch.Tensor) -> torch.Tensor:
@@ -73,7 +78,7 @@ def test_the_partition_and_the_unsupervised_loss_equal_the_paper_s_sums() -> Non
     mixed = probabilities(method.teacher.network, strong["inputs"])
     own = probabilities(method.student, torch.cat((labeled["inputs"], strong["inputs"])))[2:]
     entropy = -(mixed * mixed.log()).sum(1)  # Eq. (5)
-    alpha = 0.4 * (1 - 2 / 10)  # Eq. (7), after 20 of 100 steps that make 10 epochs
+    alpha = 0.4 * (1 - 2 / 10)  # Eq. (7), after 20 of 100 iterations, which are 10 epochs
     limit = np.quantile(entropy[strong["valid"]].detach().numpy(), 1 - alpha)
     total, kept, number = 0.0, 0, 0
     for n in range(3):
@@ -94,8 +99,8 @@ def test_the_partition_and_the_unsupervised_loss_equal_the_paper_s_sums() -> Non
 def test_anchors_and_negatives_come_from_where_the_paper_takes_them(
     monkeypatch: pytest.MonkeyPatch, reliability: str, ranks: tuple[int, int] | None
 ) -> None:
-    """The step's own entropy, labels and probabilities, pixel by pixel, at the resolution of the features."""
-    method = made(reliability=reliability, ranks=ranks, alpha=0.5, adjust=False)
+    """The entropy, labels and probabilities of the iteration, pixel by pixel, at the resolution of the features."""
+    method = made(reliability=reliability, ranks=ranks, alpha=0.5, dynamic_alpha=False)
     given = batch()
     labeled, weak, strong = given.values()
     seen: list[Any] = []
@@ -105,8 +110,8 @@ def test_anchors_and_negatives_come_from_where_the_paper_takes_them(
     images = torch.cat((labeled["inputs"], strong["inputs"]))
     network = method.teacher.network
     with before_classifier(network.decode_head) as features:
-        scores = network.decode_head(network.extract_feat(images)).detach()
-    small = scores.softmax(1)
+        logits = network.decode_head(network.extract_feat(images)).detach()
+    small = logits.softmax(1)
     entropy = -(probabilities(network, strong["inputs"]).log() * probabilities(network, strong["inputs"])).sum(1)
     inside = entropy[strong["valid"]].detach().numpy()
     limit = np.quantile(inside, 0.5)
@@ -162,8 +167,8 @@ def test_the_contrast_moves_encoder_and_projection_only(loss: str) -> None:
     assert gradients(method, given, "loss_contrast") == student - classifier | projection
     assert gradients(method, given, "loss_unlabeled") == student
     assert moved(method, given) >= student | projection
-    assert method.deployed is method.teacher.network
-    assert not any(name.startswith("projection") for name, _ in method.deployed.named_parameters())
+    assert method.eval_model is method.teacher.network
+    assert not any(name.startswith("projection") for name, _ in method.eval_model.named_parameters())
 
 
 def test_the_contrast_is_weighted_by_lambda_c() -> None:
@@ -177,18 +182,18 @@ def test_the_contrast_is_weighted_by_lambda_c() -> None:
     torch.testing.assert_close(terms[1], 3 * terms[0])
 
 
-def test_averages_follow_the_projection_as_well() -> None:
+def test_the_ema_follows_the_projection_as_well() -> None:
     method = made()
     before = method.key_projection.network[2].weight.clone()
     with torch.no_grad():
         method.projection[2].weight.add_(1.0)
-    method.after_step()
+    method.after_iteration()
     torch.testing.assert_close(method.key_projection.network[2].weight, 0.9 * before + 0.1 * (before + 1.0))
 
 
 def test_warm_start_learns_from_labels_alone_and_the_teacher_is_the_student() -> None:
     method = made()
-    method.begin_step(9, 100)
+    method.begin_iteration(9)
     given = batch()
     losses = method.loss(given)
     assert "loss_unlabeled" not in losses
@@ -198,24 +203,25 @@ def test_warm_start_learns_from_labels_alone_and_the_teacher_is_the_student() ->
     assert {name for name in changed if not name.startswith("teacher.")} == student
     for name, value in method.student.state_dict().items():
         assert torch.equal(value, method.teacher.network.state_dict()[name])
-    method.begin_step(10, 100)
+    method.begin_iteration(10)
     assert "loss_unlabeled" in method.loss(given)
 
 
-def test_alpha_falls_from_epoch_to_epoch_unless_told_not_to() -> None:
+def test_alpha_falls_from_epoch_to_epoch_unless_it_is_constant() -> None:
     method = made(alpha=0.2)
     values = []
-    for step in (0, 9, 10, 55, 99):
-        method.begin_step(step, 100)
+    for iteration in (0, 9, 10, 55, 99):
+        method.begin_iteration(iteration)
         values.append(method.current_alpha())
     assert values == pytest.approx([0.2, 0.2, 0.18, 0.1, 0.02])
-    fixed = made(alpha=0.2, adjust=False)
-    fixed.begin_step(99, 100)
-    assert fixed.current_alpha() == 0.2
+    constant = made(alpha=0.2, dynamic_alpha=False)
+    constant.begin_iteration(99)
+    assert constant.current_alpha() == 0.2
 
 
-def test_without_a_bank_only_the_step_s_own_negatives_count() -> None:
-    method, forgetful = made(), made(contrast=CONTRAST | dict(remember=False, size=5000, background=5000))
+def test_without_a_bank_only_negatives_of_the_iteration_are_used() -> None:
+    method = made()
+    forgetful = made(contrast=CONTRAST | dict(use_memory_bank=False, queue_size=5000, background_queue_size=5000))
     given = batch()
     counts = []
     for _ in range(2):
@@ -238,29 +244,28 @@ def test_images_are_mixed_with_their_labels(monkeypatch: pytest.MonkeyPatch, mix
     other = torch.zeros_like(images) if mix == "cutout" else images.roll(-1, 0)
     plain = made(contrast_weight=0.0, alpha=0.0)
     targets = probabilities(method.teacher.network, given["unlabeled_weak"]["inputs"])
-    counted = valid & kept[:, 0] if mix == "cutout" else valid
+    valid = valid & kept[:, 0] if mix == "cutout" else valid
     own = probabilities(method.student, torch.cat((given["labeled_weak"]["inputs"], torch.where(kept, images, other))))
     classes = (targets if mix == "cutout" else torch.where(kept, targets, targets.roll(-1, 0))).argmax(1)
     losses = -own[2:].gather(1, classes[:, None])[:, 0].log()
-    expected = losses[counted].mean() * counted.numel() / counted.sum()
+    expected = losses[valid].mean() * valid.numel() / valid.sum()
     torch.testing.assert_close(method.loss(given)["loss_unlabeled"], expected, rtol=2e-3, atol=1e-4)
     assert plain.loss(given)["loss_unlabeled"] != expected
 
 
-@pytest.mark.parametrize("family", ["voc_classic", "voc_blender", "cityscapes"])
+@pytest.mark.parametrize("family", ["voc", "cityscapes"])
 def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split, family: str) -> None:
     """Wang et al., Sec. 4.1, Appendix A, Table A1."""
     voc = family != "cityscapes"
-    split = replace(toy_split, unlabeled=toy_split.unlabeled * 40)  # long enough for the warm start to be told apart
+    split = replace(toy_split, unlabeled=toy_split.unlabeled * 40)  # long enough to have a warm start of its own
     config = build_config(split, TrainOptions(config=f"u2pl/{family}", pretrained="none"))
-    passes = math.ceil(len(split.unlabeled) / 16)
-    assert config.schedule.iters == (80 if voc else 200) * passes
-    assert config.method.warmup == pytest.approx(1 / 80 if voc else 20 / 200)
-    assert config.method.epochs == pytest.approx(80 if voc else 200)
+    schedule = config.schedule
+    assert schedule.iterations_per_epoch == math.ceil(len(split.unlabeled) / 16)
+    assert schedule.iterations == (80 if voc else 200) * schedule.iterations_per_epoch
     assert batch_counts(config, ("labeled", "unlabeled")) == dict(labeled=16, unlabeled=16)
     assert tuple(config.data.crop) == ((513, 513) if voc else (769, 769))
     assert (tuple(config.data.scale), config.data.flip) == ((0.5, 2.0), 0.5)
-    optimizer, schedule = config.optimizer, config.schedule
+    optimizer = config.optimizer
     assert optimizer.type == "SGD"
     assert (optimizer.lr, optimizer.weight_decay) == ((1e-3, 1e-4) if voc else (0.01, 5e-4))
     assert (schedule.power, schedule.warmup) == (0.9, 0)
@@ -275,18 +280,20 @@ def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split, family: s
     assert (method.threshold, tuple(method.ranks), method.mix) == (0.3, (3, 20), "cutmix")
     contrast = method.contrast
     assert (contrast.anchors, contrast.negatives, contrast.temperature) == (50, 256, 0.5)
-    assert (contrast.dim, contrast.size, contrast.background) == (256, 30000, 50000)
+    assert (contrast.dim, contrast.queue_size, contrast.background_queue_size) == (256, 30000, 50000)
     assert method.equalizer.momentum == 0.999
-    model = METHODS.build(dict(config.method, segmentor=segmentor()))
+    model = MODELS.build(dict(config.method, segmentor=segmentor()))
+    model.begin_training(schedule.iterations, schedule.iterations_per_epoch)
+    assert model.fraction(model.warmup) == pytest.approx(1 / 80 if voc else 20 / 200)
+    model.begin_iteration(schedule.iterations - 1)
+    assert model.current_alpha() == pytest.approx(0.2 / (80 if voc else 200))
     optimized = build_optim_wrapper(model, optim_wrapper(config)).optimizer
     rates = {name: group["lr"] for group in optimized.param_groups for name in names_of(model, group["params"])}
     assert rates["student.backbone.layer1.0.conv1.weight"] == pytest.approx(optimizer.lr)
     for name in ("student.decode_head.conv_seg.weight", "projection.2.weight"):
         assert rates[name] == pytest.approx(10 * optimizer.lr)
     for baseline in ("supervised", "mean-teacher", "cutmix"):
-        other = build_config(
-            split, TrainOptions(config=f"{baseline}/u2pl_{'voc' if voc else family}", pretrained="none")
-        )
+        other = build_config(split, TrainOptions(config=f"{baseline}/{family}_u2pl", pretrained="none"))
         for key in ("model", "schedule", "optimizer", "paramwise", "data", "evaluation"):
             assert other[key] == config[key]
 
@@ -302,8 +309,8 @@ SWITCHES = [
     "method.ranks=(1,3)",
     "method.ranks=None",
     "method.contrast_weight=0",
-    "method.contrast.remember=False",
-    "method.adjust=False",
+    "method.contrast.use_memory_bank=False",
+    "method.dynamic_alpha=False",
     "method.alpha=0.4",
     "method.contrast.loss=bce",
     "method.contrast.temperature=0.1",
@@ -311,24 +318,25 @@ SWITCHES = [
 ]
 
 
-def test_a_share_that_is_set_is_not_overruled_by_passes_through_the_images(toy_split: Split) -> None:
-    """The paper's configs give the warm-up in passes."""
-    options = dict(config="u2pl/voc_blender", iters=100, pretrained="none")
-    assert build_config(toy_split, TrainOptions(**options)).method.warmup != 0.3
+def test_a_fraction_that_is_set_overrules_epochs(toy_split: Split) -> None:
+    """The paper's configs give the warm start in epochs."""
+    options: dict[str, Any] = dict(config="u2pl/voc", iterations=100, pretrained="none")
+    assert duration(build_config(toy_split, TrainOptions(**options)).method.warmup, name="warmup") == Epochs(1)
     options["assignments"] = {"method.warmup": 0.3}
     assert build_config(toy_split, TrainOptions(**options)).method.warmup == 0.3
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_row_of_the_tables_has_a_switch_that_changes_the_loss(toy_split: Split, switch: str) -> None:
-    """Tables 3 to 7 and A2 to A8; all else is equal, draws too."""
+    """Tables 3 to 7 and A2 to A8; all else is equal, random numbers too."""
     totals = []
     for assignments in ({}, dict([parse_assignment(switch)])):
-        options = TrainOptions(config="u2pl/default", iters=100, pretrained="none", assignments=assignments)
+        options = TrainOptions(config="u2pl/default", iterations=100, pretrained="none", assignments=assignments)
         config = build_config(toy_split, options)
         settings = {key: value for key, value in config.method.items() if key != "type"}
         method = build("U2PL", **settings)
-        method.begin_step(60, 100)
+        method.begin_training(100, config.schedule.iterations_per_epoch)
+        method.begin_iteration(60)
         torch.manual_seed(3)
         given = batch()
         method.loss(given)  # fills the bank
@@ -348,3 +356,39 @@ def test_every_row_of_the_tables_has_a_switch_that_changes_the_loss(toy_split: S
 def test_unknown_choices_are_named(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         made(**settings)
+
+
+def test_settings_of_version_0_1_have_new_names() -> None:
+    old = SETTINGS | dict(adjust=False, epochs=10.0, contrast=dict(remember=False, size=7, background=9))
+    del old["dynamic_alpha"]
+    rename_settings(old, U2PL.old_settings, where="method")
+    completed = complete(U2PL, old)
+    assert completed["dynamic_alpha"] is False
+    contrast = completed["contrast"]
+    assert (contrast["use_memory_bank"], contrast["queue_size"], contrast["background_queue_size"]) == (False, 7, 9)
+
+
+@pytest.mark.parametrize("contrast_weight", [0.0, 0.1])
+def test_bare_passes_run_every_network_and_no_loss(contrast_weight: float) -> None:
+    method = made(contrast_weight=contrast_weight)
+    seen: dict[str, int] = {}
+    names = dict(student="student.backbone", teacher="teacher.network.backbone")
+    if contrast_weight:
+        names |= dict(projection="projection", key_projection="key_projection.network")
+    for name, place in names.items():
+        module = method.get_submodule(place)
+        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: len(inputs[0])}))
+    outputs = method.bare_passes(batch())
+    projections = dict(projection=5, key_projection=5) if contrast_weight else {}
+    assert seen == dict(student=5, teacher=8) | projections
+    assert all(output.requires_grad for output in outputs)
+    assert len(outputs) == 1 + bool(contrast_weight) + method.student.with_auxiliary_head
+
+
+def test_the_contrast_can_be_measured_alone() -> None:
+    method = made()
+    (gradient,) = method.bench_parts(batch())["contrast"]()
+    assert gradient.shape[1] == method.contrast.dim
+    assert gradient.any()
+    assert method.contrast.bank.counts.all()
+    assert made(contrast_weight=0.0).bench_parts(batch()) == {}

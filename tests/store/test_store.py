@@ -24,14 +24,27 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from sslseg.errors import IncompatibleError, UserError
-from sslseg.store import StoreHeader, StoreReader, StoreWriter, merge_stores, partial_path, verify_store
+from sslseg.store import (
+    LABEL_MAP,
+    SCORE_MAP,
+    MapKind,
+    StoreHeader,
+    StoreReader,
+    StoreWriter,
+    merge_stores,
+    partial_path,
+    verify_store,
+)
 from sslseg.store import writer as writer_module
-from sslseg.store.format import create_file, keys
+from sslseg.store.filters import resolve
+from sslseg.store.format import BUILT_IN, Digest, create_file, in_order, keys
+from sslseg.store.reliability import mark_reliable
+from tests.data import make
 
 FIXTURE = Path(__file__).parent.parent / "data" / "store-v1.h5"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "store-format.md"
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
-KINDS = ("masks", "confidence", "entropy")
+KINDS = {name: BUILT_IN[name] for name in ("masks", "confidence", "entropy")}
 
 
 def header(total: int, **more: object) -> StoreHeader:
@@ -151,9 +164,9 @@ def test_a_killed_writer_resumes_to_the_same_file(tmp_path: Path, monkeypatch: p
 def test_resume_refuses_another_model(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     StoreWriter(path, header=header(1), ids=["a"]).close()
-    with pytest.raises(UserError, match=r"another provenance\.mode"):
+    with pytest.raises(UserError, match=r"differs in provenance\.mode"):
         StoreWriter(path, header=header(1, provenance='{"mode": "whole"}'), ids=["a"], resume=True)
-    with pytest.raises(UserError, match="another checkpoint_sha256"):
+    with pytest.raises(UserError, match="differs in checkpoint_sha256"):
         StoreWriter(path, header=header(1, checkpoint_sha256="22"), ids=["a"], resume=True)
 
 
@@ -184,7 +197,7 @@ except OSError as error:
 
 
 @pytest.mark.parametrize(
-    ("images", "limit_at", "told"),
+    ("images", "limit_at", "message"),
     [
         (10, 30, "write {errno} s.h5.partial"),
         # The last segment fails after the thread has taken its last image.
@@ -192,13 +205,13 @@ except OSError as error:
         (10, 99, "join {errno} {folder}"),
     ],
 )
-def test_a_full_disk_surfaces_and_keeps_segments(tmp_path: Path, images: int, limit_at: int, told: str) -> None:
+def test_a_full_disk_surfaces_and_keeps_segments(tmp_path: Path, images: int, limit_at: int, message: str) -> None:
     """The limit on the size of a file makes real writes fail in the middle, as a full disk does."""
     path = tmp_path / "s.h5"
     script = FULL.format(checkout=str(Path(__file__).parent.parent.parent), images=images, limit_at=limit_at)
     command = [sys.executable, "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == told.format(errno=errno.EFBIG, folder=tmp_path.name), done.stderr
+    assert done.stdout.strip() == message.format(errno=errno.EFBIG, folder=tmp_path.name), done.stderr
     assert done.returncode == 0, done.stderr
     assert not path.exists()
     ids = [str(n) for n in range(60)]
@@ -212,7 +225,7 @@ def test_a_full_disk_surfaces_and_keeps_segments(tmp_path: Path, images: int, li
     assert [found.name for found in tmp_path.iterdir()] == ["s.h5"]
 
 
-def test_a_damaged_segment_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_segment_is_predicted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(writer_module, "SEGMENT_IMAGES", 1)
     ids = list("abcd")
     path = tmp_path / "s.h5"
@@ -246,7 +259,7 @@ def test_more_segments_than_files_may_be_open(tmp_path: Path, monkeypatch: pytes
     assert verify_store(path)["ids"] == 150
 
 
-def test_a_second_process_of_one_rank_is_held_off(tmp_path: Path) -> None:
+def test_a_second_process_of_one_rank_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     first = StoreWriter(path, header=header(1), ids=["a"])
     with pytest.raises(UserError, match="another process is writing"):
@@ -257,9 +270,11 @@ def test_a_second_process_of_one_rank_is_held_off(tmp_path: Path) -> None:
 
 def test_maps_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     mask = np.zeros((3, 4), np.int64)
-    with StoreWriter(tmp_path / "s.h5", header=header(1), ids=["a"], kinds=("masks", "entropy")) as writer:
+    with StoreWriter(
+        tmp_path / "s.h5", header=header(1), ids=["a"], kinds={"masks": LABEL_MAP, "entropy": SCORE_MAP}
+    ) as writer:
         for name, maps_, message in (
-            ("b", dict(mask=mask, entropy=mask * 0.5), "none of the ids"),
+            ("b", dict(mask=mask, entropy=mask * 0.5), "not one of the ids"),
             ("a", dict(mask=mask), "takes"),
             ("a", dict(mask=mask, entropy=mask[:2] * 0.5), "takes"),
             ("a", dict(mask=mask - 1, entropy=mask * 0.5), "from -1 to -1"),
@@ -274,7 +289,7 @@ def test_maps_that_do_not_belong_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "a"], [""], ["a\0b"], ["\udcff.png"]])
-def test_ids_that_a_store_cannot_hold_are_told(tmp_path: Path, ids: list[str]) -> None:
+def test_ids_that_a_store_cannot_hold_are_refused(tmp_path: Path, ids: list[str]) -> None:
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "s.h5"))):
         StoreWriter(tmp_path / "s.h5", header=header(1), ids=ids)
 
@@ -356,7 +371,7 @@ def test_every_flipped_byte_of_a_map_is_a_user_error(tmp_path: Path, kind: str) 
         with pytest.raises(UserError, match=r"s\.h5"):
             verify_store(path)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="no readable HDF5"):
+    with pytest.raises(UserError, match="not a readable HDF5"):
         verify_store(path)
 
 
@@ -365,6 +380,11 @@ def test_every_flipped_byte_of_a_map_is_a_user_error(tmp_path: Path, kind: str) 
     [
         (lambda file: file.attrs.pop("total"), "damaged"),
         (lambda file: file.attrs.pop("complete"), "mark of being complete"),
+        (lambda file: file["masks"].attrs.pop("encoding_type"), "lacks masks"),
+        (lambda file: file["entropy"].attrs.pop("encoding_type"), "content_sha256"),
+        (lambda file: file["entropy"].attrs.modify("encoding_type", "label-map"), "/entropy has encoding_type"),
+        (lambda file: file["entropy"].attrs.modify("high", "low"), "high 'low' of a map is unknown"),
+        (lambda file: file["entropy"].attrs.pop("scale"), "damaged"),
         (lambda file: file.pop("positions"), "damaged"),
         (lambda file: file["masks"].attrs.pop("encoding_version"), "/masks says"),
         (lambda file: file.pop("masks/a"), "'a' is only in one of"),
@@ -380,23 +400,23 @@ def test_verify_sees_a_changed_structure(tmp_path: Path, change: Callable[[h5py.
         verify_store(path)
 
 
-def test_verify_sees_values_that_are_no_class(tmp_path: Path) -> None:
+def test_verify_sees_values_that_are_not_a_class(tmp_path: Path) -> None:
     path = write(tmp_path / "s.h5", ["a"])
     with h5py.File(path, "r+") as file:
         file["masks/a"][3, 4] = 77
-    with pytest.raises(UserError, match="no class index below 3"):
+    with pytest.raises(UserError, match="not a class index below 3"):
         verify_store(path)
 
 
-def test_what_is_no_store_is_told_clearly(tmp_path: Path) -> None:
+def test_what_is_not_a_store_is_named_clearly(tmp_path: Path) -> None:
     (tmp_path / "text.h5").write_text("hello")
     h5py.File(tmp_path / "other.h5", "w").close()
     newer = write(tmp_path / "newer.h5", ["a"])
     with h5py.File(newer, "r+") as file:
         file.attrs["format_version"] = 99
     for name, message in {
-        "text": "no readable HDF5",
-        "other": "no prediction store",
+        "text": "not a readable HDF5",
+        "other": "not a prediction store",
         "newer": "version 99",
         "no": "does not exist",
     }.items():
@@ -419,6 +439,204 @@ def test_a_store_of_version_1_still_reads() -> None:
         np.testing.assert_array_equal(store.mask(name), maps(number)["mask"])
         np.testing.assert_allclose(store.entropy(name), maps(number)["entropy"], atol=1 / 65535)
     assert verify_store(FIXTURE)["kinds"] == ["masks", "confidence", "entropy"]
+    assert store.kinds == KINDS
+    assert (store.high("confidence"), store.high("entropy")) == ("right", "wrong")
+
+
+def test_a_store_of_version_2_still_reads(tmp_path: Path) -> None:
+    store = StoreReader(make.STORE)
+    assert store.kinds == make.STORE_KINDS
+    assert list(store.kinds) == [
+        "masks",
+        "confidence",
+        "doubt_maps/first",
+        "doubt_maps/second",
+        "margin",
+        "model_masks/first",
+    ]
+    assert store.scores == ("confidence", "doubt", "margin")
+    for number, name in enumerate(store.ids):
+        expected = make.store_maps(number)
+        np.testing.assert_array_equal(store.mask(name), expected.pop("mask"))
+        np.testing.assert_array_equal(store.stored("model_masks/first", name), expected.pop("model_masks/first"))
+        for kind, values in expected.items():
+            np.testing.assert_allclose(store.score(kind, name), values, atol=1 / 65535)
+    assert verify_store(make.STORE)["kinds"] == list(store.kinds)
+    assert StoreReader(make.store(tmp_path / "s.h5")).content_sha256 == store.content_sha256
+
+
+def test_score_maps_of_several_models_are_one_score(tmp_path: Path) -> None:
+    store = StoreReader(make.store(tmp_path / "s.h5"))
+    name = store.ids[1]
+    first, second = (store.stored(f"doubt_maps/{model}", name) for model in ("first", "second"))
+    assert store.has("doubt")
+    assert store.has("doubt_maps/first")
+    assert not store.has("margin_maps/first")
+    np.testing.assert_array_equal(store.stored("doubt", name), np.minimum(first, second))
+    np.testing.assert_array_equal(store.score("doubt", name), np.minimum(first, second) * store.scale("doubt"))
+    assert [store.high(score) for score in store.scores] == ["right", "wrong", "right"]
+    for kind in ("masks", "entropy"):
+        with pytest.raises(ValueError, match=f"{kind}.*confidence, doubt, margin"):
+            store.high(kind)
+    (kept,) = resolve(["doubt<0.4"], store)
+    share = np.mean([store.score("doubt", name) < np.float32(0.4) for name in store.ids])
+    assert kept.share == pytest.approx(share)
+    assert len(resolve(["margin>=q50"], store)) == 1
+    with pytest.raises(UserError, match="holds confidence, doubt, margin, not entropy"):
+        resolve(["entropy<q80"], store)
+
+
+def test_where_high_means_right_the_most_reliable_model_has_the_highest_score(tmp_path: Path) -> None:
+    right = MapKind("score-map", high="right")
+    kinds = {"masks": LABEL_MAP, "trust_maps/a": right, "trust_maps/b": right}
+    low, high = np.full((2, 3), 0.25), np.full((2, 3), 0.75)
+    with StoreWriter(tmp_path / "s.h5", header=header(1), ids=["x"], kinds=kinds) as writer:
+        writer.add("x", mask=np.zeros((2, 3), np.uint8), **{"trust_maps/a": high, "trust_maps/b": low})
+    store = StoreReader(writer.finalize())
+    np.testing.assert_allclose(store.score("trust", "x"), high, atol=1 / 65535)
+    assert (store.high("trust"), store.scores) == ("right", ("trust",))
+
+
+def test_kinds_have_one_order_however_they_are_given(tmp_path: Path) -> None:
+    backwards = dict(reversed(make.STORE_KINDS.items()))
+    assert list(in_order(backwards)) == list(in_order(make.STORE_KINDS))
+    path = make.store(tmp_path / "s.h5")
+    source = StoreReader(path)
+    with StoreWriter(tmp_path / "t.h5", header=source.header, ids=source.ids, kinds=backwards) as writer:
+        for number, name in enumerate(source.ids):
+            writer.add(name, **make.store_maps(number))
+    assert writer.finalize().read_bytes() == path.read_bytes()
+    assert merge_stores([path], tmp_path / "m.h5").read_bytes() == path.read_bytes()
+
+
+def test_the_digest_covers_ids_kinds_and_values_alone(tmp_path: Path) -> None:
+    kinds = {"masks": LABEL_MAP, "margin": SCORE_MAP}
+    digests = set()
+    for number, high in enumerate(("wrong", "right")):
+        path = tmp_path / f"{number}.h5"
+        kinds["margin"] = MapKind("score-map", high=high)  # type: ignore[arg-type]
+        with StoreWriter(path, header=header(1), ids=["x"], kinds=kinds) as writer:
+            writer.add("x", mask=maps(0)["mask"], margin=maps(0)["entropy"])
+        digests.add(StoreReader(writer.finalize()).content_sha256)
+    digest = Digest()
+    for kind in ("margin", "masks"):
+        digest.add("x", kind, StoreReader(path).stored(kind, "x"))
+    assert digests == {digest.hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([""], "''"),
+        (["a b"], "'a b'"),
+        (["a//b"], "'a//b'"),
+        (["/a"], "'/a'"),
+        (["a.b"], "'a.b'"),
+        (["ids"], "'ids'"),
+        (["positions/a"], "'positions/a'"),
+        (["mask"], "'mask'"),
+        (["masks/a"], "'masks/a' lies in the folder of map kind 'masks'"),
+        (["a/b/c", "a/b"], "'a/b/c' lies in the folder of map kind 'a/b'"),
+        (["reliable_masks"], "'reliable_masks' is built in"),
+        (["confidence"], "'confidence' is built in"),
+        (["entropy_maps/a"], "'entropy_maps/a' is a part of score 'entropy'"),
+        (["a_maps/b", "a"], "'a_maps/b' is a part of score 'a'"),
+    ],
+)
+def test_kinds_that_a_store_cannot_hold_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    kinds = {"masks": LABEL_MAP} | dict.fromkeys(names, SCORE_MAP)
+    with pytest.raises(UserError, match=re.escape(message)):
+        StoreWriter(tmp_path / "s.h5", header=header(1), ids=["a"], kinds=kinds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_kinds_need_masks_a_known_encoding_and_one_direction(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'masks'"):
+        StoreWriter(tmp_path / "s.h5", header=header(1), ids=["a"], kinds={"entropy": SCORE_MAP})
+    mixed = {"masks": LABEL_MAP, "a_maps/b": SCORE_MAP, "a_maps/c": MapKind("score-map", high="right")}
+    with pytest.raises(UserError, match="a_maps/b, a_maps/c are parts of score 'a'"):
+        StoreWriter(tmp_path / "s.h5", header=header(1), ids=["a"], kinds=mixed)
+    with pytest.raises(ValueError, match="'vector-map'"):
+        MapKind("vector-map")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'good'"):
+        MapKind("score-map", high="good")  # type: ignore[arg-type]
+
+
+def test_an_unknown_encoding_is_readable_without_it_and_never_lost(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.h5", ["a", "b"])
+    with h5py.File(path, "r+") as file:
+        file["notes/text"] = "elements without an encoding are left alone"
+    assert verify_store(path)["ids"] == 2
+    path = write(tmp_path / "t.h5", ["a", "b"])
+    with h5py.File(path, "r+") as file:
+        file.create_group("flow/forward").attrs["encoding_type"] = "vector-map"
+    store = StoreReader(path)
+    assert store.kinds == KINDS
+    np.testing.assert_array_equal(store.mask("b"), maps(1)["mask"])
+    merge: Callable[[Path], object] = lambda path: merge_stores([path], tmp_path / "m.h5")  # noqa: E731
+    for refuse in (verify_store, merge, lambda path: mark_reliable(path, "q80")):
+        with pytest.raises(UserError, match="/flow/forward has the unknown encoding_type 'vector-map'"):
+            refuse(path)
+
+
+def test_opening_a_store_does_not_walk_its_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "s.h5", [f"{city}/{n}" for city in "abc" for n in range(20)])
+    with h5py.File(path, "r+") as file:
+        file.copy("masks", "others")
+        del file["others"].attrs["encoding_type"]
+    seen: list[str] = []
+    get = h5py.Group.get
+    monkeypatch.setattr(h5py.Group, "get", lambda self, name, *more: (seen.append(name), get(self, name, *more))[1])
+    assert StoreReader(path).kinds == KINDS
+    assert len(seen) <= 12
+
+
+def test_resume_refuses_other_kinds_and_an_older_version(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    kinds = {"masks": LABEL_MAP, "margin": SCORE_MAP}
+    StoreWriter(path, header=header(1), ids=["a"], kinds=kinds).close()
+    record_path = partial_path(path) / "header.json"
+    record = json.loads(record_path.read_text())
+    assert record["kinds"]["margin"]["encoding_type"] == "score-map"
+    for other in (LABEL_MAP, MapKind("score-map", high="right")):
+        with pytest.raises(UserError, match="differs in kinds"):
+            StoreWriter(path, header=header(1), ids=["a"], kinds=kinds | {"margin": other}, resume=True)
+    old = {key: value for key, value in record.items() if key != "version"} | dict(kinds=["masks"])
+    record_path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"format version 1.*remove the folder"):
+        StoreWriter(path, header=header(1), ids=["a"], resume=True)
+    record_path.write_text("[]")
+    with pytest.raises(UserError, match="missing or damaged"):
+        StoreWriter(path, header=header(1), ids=["a"], resume=True)
+
+
+@pytest.mark.parametrize("name", ["name", "self"])
+def test_a_kind_may_have_any_other_name(tmp_path: Path, name: str) -> None:
+    kinds = {"masks": LABEL_MAP, name: SCORE_MAP}
+    with StoreWriter(tmp_path / "s.h5", header=header(1), ids=["a"], kinds=kinds) as writer:
+        writer.add("a", mask=maps(0)["mask"], **{name: maps(0)["entropy"]})
+    assert StoreReader(writer.finalize()).scores == (name,)
+
+
+def test_marks_replace_older_ones_and_keep_every_other_map(tmp_path: Path) -> None:
+    ids = ["a", "b"]
+    kinds = KINDS | {"margin": MapKind("score-map", high="right")}
+    path = tmp_path / "s.h5"
+    with StoreWriter(path, header=header(2), ids=ids, kinds=kinds) as writer:
+        for number, name in enumerate(ids):
+            writer.add(name, **maps(number), margin=maps(number)["entropy"])
+    before = StoreReader(writer.finalize())
+    margins = [before.stored("margin", name) for name in ids]
+    before.close()
+    for percentile in ("q80", "q50"):
+        mark_reliable(path, percentile)
+    store = StoreReader(path)
+    assert list(store.kinds) == ["masks", "confidence", "entropy", "margin", "reliable_masks"]
+    for name, margin in zip(ids, margins, strict=True):
+        np.testing.assert_array_equal(store.stored("margin", name), margin)
+    assert store.high("margin") == "right"
+    assert store.provenance["reliable"]["keep"] == "entropy<q50"
+    verify_store(path)
 
 
 class Masks(Dataset):
@@ -443,7 +661,7 @@ def test_loader_workers_read_a_store_that_their_parent_has_open(tmp_path: Path) 
         np.testing.assert_array_equal(mask, maps(number)["mask"])
 
 
-def test_masks_may_be_changed_by_who_reads_them(tmp_path: Path) -> None:
+def test_a_mask_that_was_read_may_be_changed(tmp_path: Path) -> None:
     store = StoreReader(write(tmp_path / "s.h5", ["a"]))
     store.mask("a")[:] = 9
     np.testing.assert_array_equal(store.mask("a"), maps(0)["mask"])
@@ -510,7 +728,7 @@ def bench():  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize(("count", "size"), [(200, 96), (60, 240)])
 def test_masks_are_no_larger_than_png_and_read_faster(tmp_path: Path, count: int, size: int) -> None:
-    report = bench().measure(bench().drawn_masks(count, size=size), tmp_path, rounds=5)
+    report = bench().measure(bench().synthetic_masks(count, size=size), tmp_path, rounds=5)
     assert report["size_ratio"] <= 1.0
     assert report["read_ratio"] < 1.0
 
@@ -525,7 +743,7 @@ def test_camvid_masks_are_no_larger_than_their_own_png_and_read_faster(tmp_path:
 
 
 def test_png_ratio_counts_real_files(tmp_path: Path) -> None:
-    masks = bench().drawn_masks(3, size=64)
+    masks = bench().synthetic_masks(3, size=64)
     report = bench().measure(masks, tmp_path, rounds=1)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.png"))
     assert report["png_bytes"] == written == sum(len(cv2.imencode(".png", mask)[1]) for mask in masks.values())

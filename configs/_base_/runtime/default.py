@@ -1,8 +1,8 @@
 evaluation = dict(mode='whole')
 data = dict(
-    batch_size=8,  # labelled images a batch, over all ranks together
-    unlabeled_batch_size=None,  # as many as labelled ones
-    crop=None,  # None: half the images' short side in steps of 32, between 96 and 512
+    batch_size=8,  # labeled images per batch, over all ranks together
+    unlabeled_batch_size=None,  # as many as labeled ones
+    crop=None,  # None: half of the images' short side, a multiple of 32 between 96 and 512
     scale=(0.75, 1.5),
     flip=0.5,
     workers=2)

@@ -11,7 +11,7 @@ from sslseg.data.layouts import cityscapes, folder, pairs, pascal_context, shape
 from sslseg.data.layouts.base import Facts, image_files
 from sslseg.errors import UserError
 
-# In the order of detection: from the most particular to `folder`, which fits most.
+# In the order of detection: from the most specific to `folder`, which fits most datasets.
 LAYOUTS: dict[str, ModuleType] = {
     "shapes": shapes,
     "cityscapes": cityscapes,
@@ -25,7 +25,7 @@ __all__ = ["LAYOUTS", "Facts", "detect", "layout_module", "list_samples"]
 
 
 def layout_module(name: str) -> ModuleType:
-    """Return the module of a layout; UserError where there is none of that name."""
+    """Return the module of a layout; raise UserError if the name is unknown."""
     if name not in LAYOUTS:
         raise UserError(f"layout {name!r} is unknown; use one of: {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
@@ -68,7 +68,7 @@ def list_samples(description: DatasetDescription) -> Listing:
 
 def _with_unlabeled(listing: Listing, folder: Path) -> Listing:
     if not folder.is_dir():
-        raise UserError(f"--unlabeled-dir {folder} is no folder; give the folder of the images without masks")
+        raise UserError(f"--unlabeled-dir {folder} is not a folder; give the folder of the images without masks")
     images = image_files(folder)
     if not images:
         raise UserError(f"--unlabeled-dir {folder} holds no images; give the folder of the images without masks")

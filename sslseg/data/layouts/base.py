@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sslseg.data.description import Sample
-from sslseg.data.files import IMAGE_EXTENSIONS
 from sslseg.data.labels import Color
+from sslseg.data.reading import IMAGE_EXTENSIONS
 from sslseg.errors import UserError
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a layout knows of a dataset without opening a mask; None or empty where only the masks or the user can tell."""
+    """What a layout finds out without opening a mask; None or empty where that takes the masks or the user."""
 
     options: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
@@ -54,32 +54,32 @@ def image_files(folder: Path) -> dict[str, str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Return the first word of every line of a dataset's own list of ids."""
+    """Return the first word of every line of a list of ids that belongs to a dataset."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"list {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"list {path} is no UTF-8 text; save it as one id a line") from error
+        raise UserError(f"list {path} is not UTF-8 text; save it as one id a line") from error
     return [line.split()[0] for line in lines if line.strip()]
 
 
 def listed_samples(
     ids: Iterable[str], images: dict[str, str], masks: dict[str, str], *, where: Path
 ) -> dict[str, Sample]:
-    """Return the samples of ``ids`` in sorted order; UserError names the list where an image is not there."""
+    """Return the samples of ``ids`` in sorted order; raise UserError naming the list if an image is missing."""
     samples = {}
     for sample_id in sorted(ids):
         if sample_id not in images:
             raise UserError(
-                f"list {where} names {sample_id!r}, which has no image; complete the dataset or mend the list"
+                f"list {where} names {sample_id!r}, which has no image; complete the dataset or fix the list"
             )
         samples[sample_id] = Sample(sample_id, images[sample_id], masks.get(sample_id))
     return samples
 
 
 def first_folder(parent: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of ``names`` that is a folder in ``parent``, whatever its case."""
+    """Return the first of ``names`` that is a folder in ``parent``, ignoring case."""
     if not parent.is_dir():
         return None
     present = {entry.name.lower(): entry for entry in sorted(parent.iterdir()) if entry.is_dir()}
@@ -87,10 +87,10 @@ def first_folder(parent: Path, names: Iterable[str]) -> Path | None:
 
 
 def mmseg_facts(dataset: str, **options: Any) -> Facts:
-    """Return names and palette of a public dataset as mmseg has them; its masks have ignore index 255."""
-    from sslseg.registry import import_mmseg
+    """Return the class names and the palette that mmseg has of a public dataset, with ignore index 255."""
+    from sslseg.registry import register_modules
 
-    import_mmseg()
+    register_modules()
     from mmseg.registry import DATASETS
 
     metainfo = DATASETS.get(dataset).METAINFO

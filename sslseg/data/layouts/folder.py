@@ -24,13 +24,13 @@ MASKS = (
 )
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation", "test", "testing")
-SIDES = {"train": TRAIN, "val": VAL}
+SUBSET_NAMES = {"train": TRAIN, "val": VAL}
 LIST_FOLDERS = (".", "lists", "splits", "ImageSets/Segmentation", "ImageSets")
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a dataset's files lie; ``val_images`` is None in one flat folder, whose sides lists tell."""
+    """The folders of a dataset; ``flat``: one folder of images, which lists divide into train and val."""
 
     train_images: Path
     train_masks: Path | None
@@ -87,30 +87,32 @@ def list_samples(description: DatasetDescription) -> Listing:
     folders = required_folders(root)
     image_suffix = str(description.options.get("image_suffix", ""))
     mask_suffix = str(description.options.get("mask_suffix", ""))
-    train = _side(folders.train_images, folders.train_masks, image_suffix, mask_suffix)
+    train = _samples(folders.train_images, folders.train_masks, image_suffix, mask_suffix)
     if folders.flat:
         return _by_lists(train, description, image_suffix)
-    val = {} if folders.val_images is None else _side(folders.val_images, folders.val_masks, image_suffix, mask_suffix)
+    val = (
+        {} if folders.val_images is None else _samples(folders.val_images, folders.val_masks, image_suffix, mask_suffix)
+    )
     if val.keys() & train.keys():
-        # Both sides are numbered from 0001 on: the ids of one of them need a name of their own.
+        # Both are numbered from 0001 on: validation ids need a prefix.
         val = {f"val/{key}": Sample(f"val/{key}", sample.image, sample.mask) for key, sample in val.items()}
     return Listing(train, val)
 
 
-def _side(images: Path, masks: Path | None, image_suffix: str, mask_suffix: str) -> dict[str, Sample]:
+def _samples(images: Path, masks: Path | None, image_suffix: str, mask_suffix: str) -> dict[str, Sample]:
     found = image_files(masks) if masks is not None else {}
-    side = {}
+    samples = {}
     for key, path in image_files(images).items():
         if key.endswith(image_suffix):
             sample_id = key.removesuffix(image_suffix)
-            side[sample_id] = Sample(sample_id, path, found.get(sample_id + mask_suffix))
-    return dict(sorted(side.items()))
+            samples[sample_id] = Sample(sample_id, path, found.get(sample_id + mask_suffix))
+    return dict(sorted(samples.items()))
 
 
 def _by_lists(samples: dict[str, Sample], description: DatasetDescription, image_suffix: str) -> Listing:
     root = Path(description.root)
-    lists = {side: description.path(f"{side}_list") or _find_list(root, names) for side, names in SIDES.items()}
-    ids = {side: None if path is None else _known(path, samples, image_suffix) for side, path in lists.items()}
+    lists = {key: description.path(f"{key}_list") or _find_list(root, names) for key, names in SUBSET_NAMES.items()}
+    ids = {key: None if path is None else _listed(path, samples, image_suffix) for key, path in lists.items()}
     val = ids["val"] or []
     listed = ids["train"] if ids["train"] is not None else [key for key in samples if key not in set(val)]
     both = next((key for key in val if key in set(listed)), None)
@@ -125,12 +127,12 @@ def _find_list(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _known(path: Path, samples: dict[str, Sample], image_suffix: str) -> list[str]:
-    known = []
+def _listed(path: Path, samples: dict[str, Sample], image_suffix: str) -> list[str]:
+    listed = []
     for line in read_ids(path):
         key = stem(line).removesuffix(image_suffix)
         match = next((name for name in (key, key.rpartition("/")[2]) if name in samples), None)
         if match is None:
-            raise UserError(f"list {path} names {line!r}, which has no image; complete the dataset or mend the list")
-        known.append(match)
-    return list(dict.fromkeys(known))
+            raise UserError(f"list {path} names {line!r}, which has no image; complete the dataset or fix the list")
+        listed.append(match)
+    return list(dict.fromkeys(listed))

@@ -1,4 +1,4 @@
-"""A text file of image-mask pairs, and another for validation; a line with an image alone is an unlabelled image."""
+"""A text file of image-mask pairs, and another for validation; a line with an image alone is an unlabeled image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def detect(root: Path) -> bool:
 
 
 def facts(root: Path) -> Facts:
-    """``root`` is the text file; one beside it that has val for train in its name is taken for validation."""
+    """``root`` is the text file; a file beside it with "val" for "train" in its name holds the validation pairs."""
     options = dict(train_pairs=root.name)
     sibling = root.with_name(root.name.replace("train", "val"))
     if sibling != root and sibling.is_file():
@@ -44,13 +44,13 @@ def list_samples(description: DatasetDescription) -> Listing:
 
 
 def read_pairs(path: Path) -> dict[Path, Path | None]:
-    """Return ``{image: mask or None}`` of a text file; the paths are relative to it, fields parted by tab, comma or space."""
+    """Return ``{image: mask or None}`` of a text file; paths are relative to it and separated by tab, comma or space."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"pairs {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"pairs {path} is no UTF-8 text; save it as one image-mask pair a line") from error
+        raise UserError(f"pairs {path} is not UTF-8 text; save it as one image-mask pair a line") from error
     pairs: dict[Path, Path | None] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -68,7 +68,7 @@ def _parse(line: str, path: Path, number: int) -> Pair:
     fields = [field.strip() for field in line.split(separator)]
     if not 1 <= len(fields) <= 2 or not all(map(is_image, map(os.path.basename, filter(None, fields)))):
         raise UserError(
-            f"{path}:{number}: {line[:80]!r} is no image-mask pair; part the two paths by a tab, comma or space"
+            f"{path}:{number}: {line[:80]!r} is not an image-mask pair; separate the two paths by a tab, comma or space"
         )
     image = _absolute(fields[0], path)
     mask = _absolute(fields[1], path) if len(fields) == 2 and fields[1] else None

@@ -1,4 +1,4 @@
-"""PASCAL-Context with 59 classes and background, arranged as mmseg's tools leave it."""
+"""PASCAL-Context with 59 classes and background, arranged as by mmseg's tools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def facts(root: Path) -> Facts:
 def list_samples(description: DatasetDescription) -> Listing:
     inner = voc.required_home(description)
     images, masks = image_files(inner / "JPEGImages"), image_files(inner / MASKS)
-    train_list, val_list = (inner / LISTS / f"{side}.txt" for side in ("train", "val"))
+    train_list, val_list = (inner / LISTS / f"{name}.txt" for name in ("train", "val"))
     val = listed_samples(read_ids(val_list), images, masks, where=val_list)
     listed = [sample_id for sample_id in dict.fromkeys(read_ids(train_list)) if sample_id not in val]
     return Listing(listed_samples(listed, images, masks, where=train_list), val, tuple(listed))

@@ -1,4 +1,4 @@
-"""The embedded dataset, drawn by the program itself where it is missing."""
+"""The built-in synthetic dataset, which is created where it is missing."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ def facts(root: Path) -> Facts:
 
 
 def describe(root: Path = DEFAULT_ROOT) -> DatasetDescription:
-    """Return the description of the embedded dataset at ``root``, which need not exist yet."""
-    from sslseg.data import shapes
+    """Return the description of the synthetic dataset at ``root``, which need not exist yet."""
+    from sslseg.data import synthetic
 
-    palette = tuple((red, green, blue) for red, green, blue in shapes.PALETTE)
-    return DatasetDescription("shapes", str(root.resolve()), "shapes", tuple(shapes.CLASSES), palette)
+    return DatasetDescription("shapes", str(root.resolve()), "shapes", synthetic.CLASSES, synthetic.PALETTE)
 
 
 def list_samples(description: DatasetDescription) -> Listing:
-    from sslseg.data import shapes
+    from sslseg.data import synthetic
 
-    shapes.ensure(Path(description.root))
+    synthetic.ensure(Path(description.root))
     return folder.list_samples(description)

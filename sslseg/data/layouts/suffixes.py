@@ -1,4 +1,4 @@
-"""What the names of images and of their masks differ in: ``x_leftImg8bit`` and ``x_gtFine_labelIds``, ``x`` and ``x_mask``."""
+"""How the names of images and of their masks differ: ``x_leftImg8bit`` and ``x_gtFine_labelIds``, ``x`` and ``x_mask``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SEPARATORS = "_-. "
 
 
 def detect_suffixes(images: Collection[str], masks: Collection[str], *, where: str) -> tuple[str, str]:
-    """Return (image suffix, mask suffix) so that ``id + suffix`` names both files of most masks.
+    """Return (image suffix, mask suffix) so that ``id + suffix`` are the names of most masks and their images.
 
     Args:
-        images, masks: relative paths without extension.
+        images, masks: relative paths without extensions.
         where: the dataset, for messages.
 
     Raises:
@@ -33,7 +33,7 @@ def detect_suffixes(images: Collection[str], masks: Collection[str], *, where: s
             f"{where}: no mask has the name of an image (first image {image!r}, first mask {mask!r});"
             " rename them, or give a text file of image-mask pairs as --data"
         )
-    # Half as many is ambiguous already: of two kinds of mask, one may be missing here and there.
+    # Half as many is ambiguous already: of two kinds of mask, some of one kind may be missing.
     rivals = sorted(pair for pair in covered if covered[pair] * 2 > best)
     if len(rivals) > 1 and ("", "") not in rivals:
         shown = ", ".join(repr(mask) for _, mask in rivals)
@@ -42,7 +42,7 @@ def detect_suffixes(images: Collection[str], masks: Collection[str], *, where: s
 
 
 def _difference(mask: str, ordered: list[str]) -> tuple[str, str] | None:
-    """Return the suffixes of ``mask`` and of the image that shares its longest beginning."""
+    """Return the suffixes of ``mask`` and of the image that shares its longest prefix."""
     position = bisect_left(ordered, mask)
     neighbors = ordered[max(position - 1, 0) : position + 1]
     prefixes = [(len(os.path.commonprefix([image, mask])), image) for image in neighbors]
@@ -50,7 +50,7 @@ def _difference(mask: str, ordered: list[str]) -> tuple[str, str] | None:
     if not length or "/" in image[length:] or "/" in mask[length:]:
         return None
     if length < len(image) and length < len(mask):
-        # `x_mat` and `x_mask` differ in whole words: go back to where the word begins.
+        # `x_mat` and `x_mask` differ in whole words: go back to the beginning of the word.
         name_start = mask.rfind("/", 0, length) + 1
         cut = max(mask.rfind(mark, name_start, length) for mark in SEPARATORS)
         length = cut if cut > name_start else length

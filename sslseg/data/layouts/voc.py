@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012: the classic 1,464 training masks, or the 10,582 "blender" ones with SBD's (SegmentationClassAug)."""
+"""PASCAL VOC 2012: the classic 1,464 training masks, or the 10,582 "blender" ones that include SBD (SegmentationClassAug)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def list_samples(description: DatasetDescription) -> Listing:
 
 
 def fine_ids(description: DatasetDescription) -> frozenset[str]:
-    """Return the ids with VOC's own fine masks for training, empty where their list is not there."""
+    """Return the training ids with VOC's own fine masks, none where their list is missing."""
     inner = home(Path(description.root))
     path = None if inner is None else inner / LISTS / "train.txt"
     return frozenset(read_ids(path)) if path is not None and path.is_file() else frozenset()
@@ -65,9 +65,7 @@ def fine_ids(description: DatasetDescription) -> frozenset[str]:
 def required_home(description: DatasetDescription) -> Path:
     inner = home(Path(description.root))
     if inner is None:
-        raise UserError(
-            f"dataset {description.root} has no JPEGImages; give VOCdevkit or the VOC2012 in it with --data"
-        )
+        raise UserError(f"dataset {description.root} has no JPEGImages; give VOCdevkit or its VOC2012 with --data")
     return inner
 
 

@@ -1,2 +1,0 @@
-_base_ = './default.py'
-method = dict(semi_weight=0.1)

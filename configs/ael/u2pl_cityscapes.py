@@ -1,2 +1,0 @@
-# AEL in U2PL's Table 3.
-_base_ = ['../_base_/recipes/u2pl_cityscapes.py', '../_base_/methods/ael.py']

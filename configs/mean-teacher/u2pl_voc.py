@@ -1,3 +1,0 @@
-# "MT" of the paper's tables.
-_base_ = '../_base_/recipes/u2pl_voc.py'
-method = dict(type='MeanTeacher', consistency='hard', weight=1.0, rampup=0.0, decay=0.99)

@@ -1,0 +1,89 @@
+"""``sslseg methods``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sslseg.cli.console import note, show
+
+if TYPE_CHECKING:
+    from sslseg.catalog import Method
+
+
+def command(
+    name: Annotated[
+        str | None, typer.Argument(help="A method, to list its settings; by default all methods.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout instead of the names.")
+    ] = False,
+) -> None:
+    """List the methods, or the settings of one, each a key for --set.
+
+    Methods are those of this package, of installed plug-ins and of the working folder's configs. Prints the names, one
+    line; or, of one method, its name.
+    """
+    from sslseg.catalog import find_method, methods
+
+    if name is None:
+        found = methods()
+        record: dict[str, Any] = {method.name: method.summary for method in found}
+        _show_methods(found)
+        _print(record, " ".join(record), as_json=as_json)
+    else:
+        method = find_method(name)
+        _show_settings(method)
+        _print(_record(method), method.name, as_json=as_json)
+
+
+def _print(record: dict[str, Any], line: str, *, as_json: bool) -> None:
+    import json
+
+    print(json.dumps(record, default=str) if as_json else line, flush=True)
+
+
+def _record(method: Method) -> dict[str, Any]:
+    settings = {
+        key: dict(
+            default=setting.default,
+            value=value,
+            choices=list(setting.choices),
+            meaning=setting.doc,
+            fields=bool(setting.fields),
+        )
+        for key, setting, value in method.settings()
+    }
+    cls = method.cls
+    return dict(
+        method=method.name,
+        summary=method.summary,
+        settings=settings,
+        predictors=list(cls.predictors),
+        views=cls.views,
+        optimizers=cls.optimizers,
+        learns_from_stores=cls.needs_pseudo_masks,
+        pipeline=list(cls.pipeline),
+    )
+
+
+def _show_methods(found: list[Method]) -> None:
+    from rich.table import Table
+
+    table = Table("method", "what it does")
+    for method in found:
+        table.add_row(method.name, method.summary)
+    show(table, "Methods")
+
+
+def _show_settings(method: Method) -> None:
+    from rich.table import Table
+
+    table = Table("key for --set", "value", "meaning")
+    for key, setting, value in method.settings():
+        choices = f" One of: {', '.join(map(str, setting.choices))}." if setting.choices else ""
+        table.add_row(key, "" if setting.fields is not None and value is None else str(value), setting.doc + choices)
+    show(table, f"{method.name}: {method.summary}")
+    note(f"predictors (pseudolabel --predictor): {', '.join(method.cls.predictors)}")
+    note(f"pipeline (make {method.name}): {' | '.join(method.cls.pipeline)}")

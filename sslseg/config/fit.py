@@ -1,0 +1,72 @@
+"""Fitting a segmentor's config to a dataset and to the choice of its initial weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sslseg.config.files import unscoped
+from sslseg.errors import UserError
+
+
+def heads(model: Any) -> Iterator[Any]:
+    """Yield the configs of every decode and auxiliary head of a segmentor config."""
+    for key in ("decode_head", "auxiliary_head"):
+        head = model.get(key)
+        if head is not None:
+            yield from head if isinstance(head, (list, tuple)) else [head]
+
+
+def fit_model(model: Any, *, num_classes: int, ignore_index: int) -> Any:
+    """Set the class count and the ignore index of every head; binary one-channel heads become softmax heads."""
+    from mmengine.config import ConfigDict
+
+    model = unscoped(ConfigDict(copy.deepcopy(model)))
+    if model.get("decode_head") is None or model.get("backbone") is None:
+        raise UserError(f"model {model.get('type')!r} has no backbone and decode_head; use an mmseg EncoderDecoder")
+    for head in heads(model):
+        head.update(num_classes=num_classes, ignore_index=ignore_index)
+        binary = head.pop("out_channels", None) == 1
+        head.pop("threshold", None)
+        losses = head.get("loss_decode", dict(type="CrossEntropyLoss"))
+        for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
+            if binary and loss.get("use_sigmoid"):
+                loss["use_sigmoid"] = False
+            weights = loss.get("class_weight")
+            if isinstance(weights, (list, tuple)) and len(weights) != num_classes:
+                raise UserError(
+                    f"model.{head.get('type')}.loss_decode.class_weight has {len(weights)} weights, the dataset"
+                    f" {num_classes} classes; fix the config or remove it"
+                )
+    preprocessor = model.setdefault("data_preprocessor", dict(type="SegDataPreProcessor"))
+    preprocessor["seg_pad_val"] = ignore_index
+    # Views are padded to the crop by the loader; a size here, tuned to another crop, would only get in the way.
+    preprocessor.pop("size", None)
+    preprocessor.setdefault("size_divisor", 1)
+    model["train_cfg"] = ConfigDict(model.get("train_cfg") or {})
+    model["test_cfg"] = ConfigDict(mode="whole")
+    return model
+
+
+def without_pretrained(config: Any) -> Any:
+    """Return a copy of a segmentor config that names no pretrained weights, such as of a model whose checkpoint brings its own."""
+    config = type(config)(config.to_dict())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        part.pop("pretrained", None)
+        if (part.get("init_cfg") or {}).get("type") == "Pretrained":
+            part.pop("init_cfg")
+    return config
+
+
+def apply_pretrained(model: Any, pretrained: str) -> Any:
+    """Return a segmentor config for ``--pretrained``: ``none`` and a file leave out what it names, ``auto`` keeps it.
+
+    The file is loaded once the model has been built (``sslseg.engine.weights``).
+    """
+    if pretrained == "auto":
+        return model
+    if pretrained != "none" and not Path(pretrained).is_file():
+        raise UserError(f"--pretrained {pretrained!r} is not a file; give none, auto or the path of a checkpoint")
+    return without_pretrained(model)

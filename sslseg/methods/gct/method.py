@@ -1,0 +1,165 @@
+"""Guided Collaborative Training: two models teach each other, guided by a detector of their flaws.
+
+Ke, Qiu, Li, Yan and Lau, Guided Collaborative Training for Pixel-wise Semi-Supervised Learning, ECCV 2020.
+
+| paper | here | shape |
+|---|---|---|
+| T^1, T^2 | ``left`` (the student), ``right`` | |
+| T^k(x) | ``predictions`` | N x C x H x W |
+| F, F(x, T^k(x)) | ``detector``, ``flaws`` | N x 1 x H x W |
+| the same, normalized and thresholded, Eq. (4) | ``guides`` | N x 1 x H x W |
+| L_sup, Eq. (1) | ``left.*.loss_*``, ``right.*.loss_*`` | scalar |
+| L_dc, Eq. (5); lambda_dc | ``loss_consistency``; ``consistency_weight`` | scalar |
+| L_fc, Eqs. (6), (7); lambda_fc | ``loss_correction``; ``correction_weight`` | scalar |
+| L_F, Eq. (3), with C | ``loss_detector`` | scalar |
+| xi; eta | ``threshold``; ``rampup`` | |
+
+Both steps of the paper use the same predictions, so one backward pass serves both: in the first the detector is frozen, in
+the second the predictions are constants. Each part has its own optimizer.
+
+Where the paper is silent: sums are means over pixels and channels without the halves, as in the official implementation,
+to which the lambdas belong. A detector's map is clamped, blurred and stretched before Eq. (4) (``flaw_maps.clean_up``); L_fc
+takes it unchanged. The halves are left out of L_F as well, which makes no difference to Adam. Both models see the same weak
+view; their initial weights, and dropout, differ. Padding, and pixels without a label, are ignored by every constraint.
+Left is validated and exported; ``sslseg pseudolabel`` fuses both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor
+
+from sslseg.functional.consistency import mean
+from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
+from sslseg.inference import Predictor
+from sslseg.methods.base import Batch, SemiSegmentor, frozen
+from sslseg.methods.gct.flaw_detector import FlawDetector
+from sslseg.methods.gct.flaw_maps import both_flawed, clean_up, exceeding_to_one, flaw_target, learns_from_other
+from sslseg.methods.gct.predictor import SIDES, FusedPredictor
+from sslseg.networks.logits import head_outputs
+from sslseg.registry import MODELS
+from sslseg.settings import DEFAULTS, checked
+
+
+def cosine_rampup(progress: float, length: float) -> float:
+    """Return (1 - cos(pi t)) / 2, t growing from 0 to 1 over the first ``length`` of training (Sec. 3.3)."""
+    return 0.5 - 0.5 * math.cos(math.pi * min(progress / length, 1.0)) if length > 0 else 1.0
+
+
+RAMPUPS = {"cosine": cosine_rampup, "sigmoid": sigmoid_rampup}
+
+
+@MODELS.register_module()
+class GCT(SemiSegmentor):
+    """Two models and a flaw detector."""
+
+    views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak",)}
+    segmentors: ClassVar[tuple[str, ...]] = ("right",)
+    optimizers: ClassVar[dict[str, dict[str, Any]]] = {"detector": dict(type="Adam", lr=1e-4, betas=(0.9, 0.99))}
+    predictors: ClassVar[dict[str, type[Predictor]]] = {"fused": FusedPredictor, "left": Predictor}
+    refiners: ClassVar[tuple[str, ...]] = ("self-training", "three-stage")
+    pipeline: ClassVar[tuple[str, ...]] = ("train", "pseudolabel", 'refine --keep "flaw<0.6"', "eval")
+
+    @checked()
+    def __init__(
+        self,
+        *,
+        segmentor: dict[str, Any],
+        right: Annotated[
+            dict[str, Any] | None,
+            "The second model: a preset's name, the path of an mmseg config, or a model config; None: the first's architecture.",
+        ] = None,
+        detector: Annotated[Mapping[str, Any], FlawDetector, "Settings of the flaw detector."] = DEFAULTS,
+        consistency_weight: Annotated[float, "lambda_dc; 0 leaves L_dc out (Fig. 5)."] = 100.0,
+        correction_weight: Annotated[
+            float, "lambda_fc; 0 leaves L_fc out. Without both, unlabeled images are not read."
+        ] = 1.0,
+        threshold: Annotated[float, "xi: a flaw above it counts as a complete flaw."] = 0.6,
+        rampup: Annotated[Duration, "Duration over which L_dc grows."] = "3 epochs",
+        rampup_shape: Annotated[Literal["cosine", "sigmoid"], "How L_dc grows."] = "cosine",
+    ) -> None:
+        super().__init__(segmentor=segmentor)
+        self.right: BaseModule = MODELS.build(right or segmentor)
+        self.detector = FlawDetector(self.task.channels, **detector)
+        self.consistency_weight, self.correction_weight = consistency_weight, correction_weight
+        self.threshold = threshold
+        self.rampup, self.ramp = duration(rampup, name="rampup"), RAMPUPS[rampup_shape]
+        if not (consistency_weight or correction_weight):
+            self.views = {"labeled": ("weak",)}  # type: ignore[misc]
+
+    @property
+    def left(self) -> EncoderDecoder:
+        return self.student
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        labeled, unlabeled = batch["labeled_weak"], batch.get("unlabeled_weak")
+        losses: dict[str, Tensor] = {}
+        predictions: list[Tensor] = []
+        for side, model in zip(SIDES, (self.left, self.right), strict=True):
+            others = None if unlabeled is None else unlabeled["inputs"]
+            own, logits, _ = self.supervise(labeled, others, model)
+            losses |= {f"{side}.{name}": value for name, value in own.items()}  # Eq. (1)
+            predictions.append(self.task.activate(logits))
+        if unlabeled is not None:
+            images = torch.cat((labeled["inputs"], unlabeled["inputs"]))
+            valid_mask = torch.cat((self.task.valid_mask(labeled), unlabeled["valid"][:, None]))
+            losses |= self.collaborate(images, predictions, valid_mask)  # Eq. (2)
+        return losses | dict(loss_detector=self.detect(labeled, predictions))  # Eq. (3)
+
+    def collaborate(self, images: Tensor, predictions: list[Tensor], valid_mask: Tensor) -> dict[str, Tensor]:
+        """Return L_dc and L_fc of both models together, weighted.
+
+        **Shape**: N x 3 x H x W, two of N x C x H x W, N x 1 x H x W bool -> scalars.
+        """
+        losses: dict[str, Tensor] = {}
+        # L_fc's gradient passes through the detector to the predictions.
+        with frozen(self.detector), torch.set_grad_enabled(bool(self.correction_weight)):
+            flaws = self.detector(images, torch.cat(predictions)).chunk(2)
+        maps = [clean_up(flaw.detach()) for flaw in flaws]
+        if self.consistency_weight:
+            guides = [exceeding_to_one(flaw, self.threshold) for flaw in maps]  # Eq. (4)
+            weight = self.consistency_weight * self.ramp(self.progress, self.fraction(self.rampup))
+            parts = []
+            for own, other in ((0, 1), (1, 0)):  # Eq. (5)
+                learned = learns_from_other(guides[own], guides[other])
+                squares = F.mse_loss(predictions[own], predictions[other].detach(), reduction="none")
+                distance = squares.mean(dim=1, keepdim=True)
+                parts.append(mean(distance * learned, valid_mask))
+            losses["loss_consistency"] = weight * (parts[0] + parts[1])
+        if self.correction_weight:
+            wrong = both_flawed(maps[0], maps[1], self.threshold)  # Eq. (7)
+            both = flaws[0].square() + flaws[1].square()
+            losses["loss_correction"] = self.correction_weight * mean(both * wrong, valid_mask)  # Eq. (6)
+        return losses
+
+    def detect(self, labeled: dict[str, Any], predictions: list[Tensor]) -> Tensor:
+        """Return L_F, averaged over both models' predictions of the labeled images."""
+        images = labeled["inputs"]
+        own = torch.cat([prediction[: len(images)].detach() for prediction in predictions])
+        both = dict(labels=labeled["labels"].repeat(2, 1, 1))
+        valid_mask = self.task.valid_mask(both)
+        return self.detector.loss(images, own, flaw_target(own, both["labels"], valid_mask), valid_mask)
+
+    def bare_passes(self, batch: Batch) -> list[Tensor]:
+        images = torch.cat([view["inputs"] for view in batch.values()])
+        outputs = [*head_outputs(self.left, images), *head_outputs(self.right, images)]
+        # The detector sees both predictions of all images, with gradients to these; then those of the labeled part.
+        inputs = images.new_zeros(2 * len(images), 3 + self.task.channels, *images.shape[-2:]).requires_grad_()
+        with frozen(self.detector):
+            flaws = self.detector.layers(inputs)
+        return [*outputs, flaws, self.detector.layers(inputs[: 2 * len(batch["labeled_weak"]["inputs"])].detach())]
+
+    def bench_parts(self, batch: Batch) -> dict[str, Callable[[], object]]:
+        both = dict(labels=batch["labeled_weak"]["labels"].repeat(2, 1, 1))
+        valid_mask = self.task.valid_mask(both)
+        predictions = valid_mask.new_full(
+            (len(valid_mask), self.task.channels, *valid_mask.shape[2:]), 0.1, dtype=torch.float
+        )
+        return {"C": lambda: flaw_target(predictions, both["labels"], valid_mask)}

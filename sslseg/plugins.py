@@ -1,0 +1,89 @@
+"""Where methods come from: this package, installed packages that declare the entry-point group ``sslseg.methods``, and the
+working folder.
+
+An entry point names a package that registers its classes when it is imported and holds a folder ``configs`` of the form of
+ours: ``configs/NAME/default.py`` makes ``--method NAME`` known. A config's ``custom_imports`` (mmengine) names modules
+instead; they may lie in the working folder, and so may a folder ``configs``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sslseg.progress import note
+
+GROUP = "sslseg.methods"
+OWN = "sslseg"
+
+
+def entry_points() -> list[importlib.metadata.EntryPoint]:
+    """Return the installed plug-ins, each once, sorted by name."""
+    found = {point.value: point for point in importlib.metadata.entry_points(group=GROUP)}
+    return sorted(found.values(), key=lambda point: point.name)
+
+
+@functools.cache
+def load() -> None:
+    """Import every installed plug-in; one that cannot be imported is named and left out."""
+    for point in entry_points():
+        try:
+            point.load()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            note(f"plug-in {point.name!r} ({point.value}) is left out: {type(error).__name__}: {reason}")
+
+
+def import_from_working_folder() -> None:
+    """Let ``custom_imports`` find modules of the working folder, after everything that is installed."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+@functools.cache
+def own_configs() -> Path:
+    """Return the folder of the shipped configs: inside an installed wheel, else beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "_base_").is_dir():
+            return candidate
+    raise FileNotFoundError(f"sslseg's configs are missing beside {package}; reinstall sslseg")
+
+
+def config_folders() -> dict[str, Path]:
+    """Return the folders of configs by the name that ``_base_ = 'NAME::...'`` uses, those of sslseg first."""
+    folders = {OWN: own_configs()}
+    for point in entry_points():
+        name = point.module.split(".")[0]
+        try:
+            found = importlib.util.find_spec(point.module)
+        except ImportError:
+            continue  # `load` names it
+        for place in (found.submodule_search_locations or ()) if found is not None else ():
+            if (folder := Path(place) / "configs").is_dir():
+                folders.setdefault(name, folder)
+    return folders
+
+
+def find_config(name: str, path: str) -> Path | None:
+    """Return the file of ``NAME::path``; None where NAME is neither sslseg nor a plug-in."""
+    folder = config_folders().get(name)
+    return None if folder is None else folder / path
+
+
+def config_files(pattern: str) -> Iterator[tuple[str, Path]]:
+    """Yield name and file of every config that matches, sslseg's first, the working folder's last; the first of a name wins."""
+    seen: set[str] = set()
+    working = Path.cwd() / "configs"
+    for folder in (*config_folders().values(), *([working] if working.is_dir() else [])):
+        for path in sorted(folder.glob(pattern)):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name not in seen:
+                seen.add(name)
+                yield name, path
