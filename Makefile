@@ -38,7 +38,7 @@ $(METHODS): $(READY)
 test: $(READY) ## Run all tests, on two cores
 	$(BIN)/python -m pytest -n 2
 
-test-fast: $(READY) ## Run the tests that take less than a second each
+test-fast: $(READY) ## Run the tests that take less than two seconds each
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 lint: $(READY) ## Check style, spelling and the layers of the code

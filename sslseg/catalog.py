@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sslseg.config.files import load_method, method_class, method_names
+from sslseg.config.files import load_method, method_class
+from sslseg.plugins import method_names
 from sslseg.settings import Setting, settings_of
 
 
@@ -26,14 +27,17 @@ class Method:
         return text.split("\n\n")[0].replace("\n", " ")
 
     def settings(self) -> Iterator[tuple[str, Setting, Any]]:
-        """Yield key for ``--set``, setting, and value in the default config of every setting, also of those within settings."""
+        """Yield key for ``--set``, setting, and value in the default config of every setting, also of those within settings.
+
+        The value of a setting that holds settings is a mapping.
+        """
         yield from _settings(self.cls, self.config.method, "method")
 
 
 def _settings(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, Setting, Any]]:
     for name, setting in settings_of(cls).items():
         value = (values or {}).get(name, setting.default)
-        yield f"{prefix}.{name}", setting, None if setting.fields is not None and value else value
+        yield f"{prefix}.{name}", setting, value
         if setting.fields is not None:
             yield from _settings(setting.fields, value, f"{prefix}.{name}")
 

@@ -8,6 +8,7 @@ instead; they may lie in the working folder, and so may a folder ``configs``.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -16,10 +17,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from sslseg.errors import UserError
 from sslseg.progress import note
 
 GROUP = "sslseg.methods"
 OWN = "sslseg"
+DEFAULT = "default"  # the config of a method that `--method` takes
 
 
 def entry_points() -> list[importlib.metadata.EntryPoint]:
@@ -87,3 +90,22 @@ def config_files(pattern: str) -> Iterator[tuple[str, Path]]:
             if name not in seen:
                 seen.add(name)
                 yield name, path
+
+
+def config_paths() -> dict[str, Path]:
+    """Return the configs that ``--config`` knows, such as ``supervised/default``, by name."""
+    return dict(config_files("[!_]*/*.py"))
+
+
+def method_names() -> list[str]:
+    """Return the names that ``--method`` knows: those of folders with a ``default.py``."""
+    return sorted(name.split("/")[0] for name in config_paths() if name.endswith(f"/{DEFAULT}"))
+
+
+def check_method(name: str) -> None:
+    """Raise UserError unless ``--method`` knows the name; nothing heavy is imported."""
+    known = method_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? Use" if near else "use"
+        raise UserError(f"method {name!r} is unknown; {hint} --method with one of: {', '.join(known)}")

@@ -11,11 +11,12 @@ from typing import Any
 from sslseg.artifacts.find import Model, check_classes, find_model, identify, load_model
 from sslseg.artifacts.run import Run
 from sslseg.config.build import TrainOptions
-from sslseg.config.files import load_method, load_named, method_class, method_names
+from sslseg.config.files import load_method, load_named, method_class
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.inference import Protocol
+from sslseg.plugins import method_names
 from sslseg.progress import note
 from sslseg.pseudolabel import SCORES, PseudolabelOptions, pseudolabel
 from sslseg.settings import settings_of

@@ -74,6 +74,7 @@ def test_the_pipeline_of_the_design(workspace: Path) -> None:
     assert max(map(len, done.stderr.splitlines())) < 200
 
 
+@pytest.mark.slow
 def test_a_failed_command_before_us_in_the_pipeline(workspace: Path) -> None:
     done = program("eval", "-", cwd=workspace, stdin="")
     assert done.code == 2
@@ -82,6 +83,7 @@ def test_a_failed_command_before_us_in_the_pipeline(workspace: Path) -> None:
     assert json_line.out == "splits/toy-4\n"
 
 
+@pytest.mark.slow
 def test_every_commands_json_parses_and_names_its_path(
     workspace: Path, toy_folder: Path, sslseg: Sslseg, tmp_path: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_version() -> None:
     assert done.stdout == f"sslseg {__version__}\n"
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_enough_to_try_a_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg: Sslseg
 ) -> None:

@@ -27,6 +27,7 @@ def run(workspace: Path, sslseg: Sslseg) -> Path:
     return sslseg("train", "--method", "gct", *SHORT).path
 
 
+@pytest.mark.slow
 def test_the_steps_follow_each_other(run: Path, sslseg: Sslseg) -> None:
     path = sslseg(
         "pseudolabel", "--scores", "confidence,flaw,model_masks", "--workers", "0", "--export-png", "pictures"
@@ -102,6 +103,7 @@ def test_a_model_without_a_detector_gives_no_flaw(workspace: Path, sslseg: Sslse
     assert "detector.layers.0.weight" in torch.load(detector / "checkpoints/last.pth", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_two_architectures_and_the_exported_left_one(workspace: Path, sslseg: Sslseg) -> None:
     run = sslseg("train", "--method", "gct", *SHORT, "--pretrained", "none", "--set", "method.right=segformer_b0").path
     assert sslseg("pseudolabel", run, "--workers", "0").code == 0

@@ -41,6 +41,7 @@ def old(trained: Path, workspace: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_every_command_reads_an_old_run(old: Path, sslseg: Sslseg) -> None:
     for arguments in (
         ("inspect", old),

@@ -129,6 +129,7 @@ def _stop_early(arguments: list[str | Path], folder: Path) -> None:
     assert process.returncode == 130, error
 
 
+@pytest.mark.slow
 def test_a_plug_in_that_cannot_be_imported_is_named_and_left_out(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_plug_in_that_cannot_be_imported_is_named_and_left_out(
     assert "a_package_that_is_not_there" in done.err
 
 
+@pytest.mark.slow
 def test_a_module_that_is_missing_is_named(workspace: Path) -> None:
     (workspace / "margin.py").write_text(blocks()["margin.py"])
     done = program("train", "--config", "margin.py", *SHORT, cwd=workspace)

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 from sslseg.config.build import TrainOptions, build_config
-from sslseg.config.files import config_paths, load_model, load_named, model_files
+from sslseg.config.files import load_model, load_named, model_files
 from sslseg.config.lengths import batch_counts
 from sslseg.data.reading import read_image, read_mask
 from sslseg.data.transforms import MultiView
 from sslseg.errors import UserError
-from sslseg.plugins import own_configs
+from sslseg.plugins import config_paths, own_configs
 from sslseg.registry import MODELS
 from sslseg.split import SplitOptions, make_split
 from sslseg.splits.split import Split
@@ -114,6 +114,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
             ), name
 
 
+@pytest.mark.slow
 def test_benchmark_page_is_written_from_records(tmp_path: Path, toy_split: Split) -> None:
     options = TrainOptions(iterations=2, batch_size=2, crop=(48, 48), workers=0)
     runs = []
@@ -280,23 +281,36 @@ def test_methods_are_run_on_equal_terms_and_only_once(
     assert sslseg("init", "--data", toy_folder).code == 0
     usual = ["--methods", "supervised", "three-stage", "--", *SHORT]
     ablation = ["--methods", "cutmix", "--tag", "mse", "--", *SHORT, "--set", "method.consistency=mse"]
-    for more in (usual, usual, ablation):
+    ends = ["--methods", "supervised", "--ends", "--batch-size", "2", "--", *SHORT]
+    for more in (usual, usual, ablation, ends):
         monkeypatch.setattr(sys, "argv", ["run_methods.py", ".", "--count", "4", "--seeds", "3", *more])
         run_methods.main()
     runs = [work / "runs" / f"{name}-seed3" for name in ("supervised", "three-stage-stage2", "three-stage-stage3")]
-    assert sum(finished) == 4
-    runs.append(work / "runs" / "cutmix-mse-seed3")
+    assert sum(finished) == 6
+    runs += [work / "runs" / f"{name}-seed3" for name in ("cutmix-mse", "supervised-all", "supervised-double")]
     page = tmp_path / "page.md"
     page.write_text("<!-- written by tools/benchmark.py -->\n<!-- end of what is written -->\n")
     command = [sys.executable, str(CHECKOUT / "tools" / "benchmark.py"), str(page), *map(str, runs)]
     subprocess.run(command, check=True, capture_output=True)
     rows = [line.split(" | ") for line in page.read_text().splitlines() if "| toy |" in line]
-    names = ["Supervised", "CutMix (consistency=mse)", "ThreeStage, stage 2", "ThreeStage, stage 3"]
+    double = "Supervised (data.batch_size=4)"
+    names = [
+        "Supervised",
+        double,
+        "CutMix (consistency=mse)",
+        "ThreeStage, stage 2",
+        "ThreeStage, stage 3",
+        "Supervised",
+    ]
     assert [row[2] for row in rows] == names
-    rows.pop(1)
-    runs.pop()
+    assert [row[1] for row in rows] == ["4"] * 5 + ["16"]
+    ends = [json.loads((runs[index] / "run.json").read_text())["last"]["mIoU"] for index in (0, 4)]
+    assert f"Headroom of toy at 4 labels, 4 iterations, {rows[0][3]}: {ends[1] - ends[0]:.2f} mIoU." in page.read_text()
+    assert all(float(row[10]) > 0 for row in rows[1:5])
+    rows = [rows[0], *rows[3:5]]
+    runs = runs[:3]
     quality = json.loads((runs[1] / "stores" / "train-eval-unlabeled.json").read_text())
     assert quality["images"] == 12
-    assert rows[1][9] == f"{quality['mIoU']:.2f}"
+    assert rows[1][11] == f"{quality['mIoU']:.2f}"
     scores = [json.loads((run / "run.json").read_text())["last"]["mIoU"] for run in runs]
     assert [row[8] for row in rows] == ["-", f"{scores[1] - scores[0]:.2f}", f"{scores[2] - scores[0]:.2f}"]

@@ -37,6 +37,7 @@ def weights(run: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other(first: Path, sslseg: Sslseg) -> None:
     done = sslseg("refine", "--iterations", "3", "--workers", "0")
     assert done.path == Path("runs/stage2-toy-4")
@@ -70,6 +71,7 @@ def test_a_stage_inherits_what_the_run_before_was_trained_with(first: Path, ssls
     assert [transform["type"] for transform in after.views.strong] == ["RandAugment", "RandomCutouts"]
 
 
+@pytest.mark.slow
 def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(first: Path, sslseg: Sslseg) -> None:
     run = sslseg("refine", "--iterations", "1", "--lr", "1e-12").path
     begun, before = weights(run), weights(first)
@@ -83,6 +85,7 @@ def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "changed"),
     [
@@ -106,6 +109,7 @@ def test_every_row_of_tables_v_and_vi_has_a_setting(first: Path, sslseg: Sslseg,
         assert node == value, flattened(config["method"])
 
 
+@pytest.mark.slow
 def test_labels_of_unlabeled_images_are_never_read(
     first: Path, sslseg: Sslseg, toy_folder: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +218,7 @@ def test_stores_that_do_not_cover_the_split_are_refused(
     assert (done.code, "has no store yet" in done.err) == (2, True), done.err
 
 
+@pytest.mark.slow
 def test_a_store_of_the_unlabeled_part_will_do_and_says_what_is_missing(first: Path, sslseg: Sslseg) -> None:
     assert sslseg("pseudolabel", first, "--workers", "0").code == 0
     done = sslseg("refine", first / "stores" / "unlabeled.h5", "--iterations", "1")
@@ -226,6 +231,7 @@ def test_training_the_method_directly_names_the_right_command(workspace: Path, s
     assert (done.code, "sslseg refine STORE" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(
     first: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

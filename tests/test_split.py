@@ -373,6 +373,7 @@ def test_command_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert record["sha256"] == Split.load(done.path).sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

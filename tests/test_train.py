@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslseg.catalog import find_method, methods
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.data import reading as data_files
 from sslseg.errors import Interrupted, UserError
@@ -26,6 +27,7 @@ from sslseg.splits.split import Split
 from sslseg.train import train
 from tests.conftest import SHORT, Sslseg, program
 
+EVERY = methods()
 OPTIONS = TrainOptions(iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
 
 
@@ -46,6 +48,7 @@ def test_run_directory_holds_what_the_docs_say(workspace: Path, sslseg: Sslseg) 
     assert (run / "split" / "labeled.txt").read_text().count("\n") == 4
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path, toy_split: Split) -> None:
     runs = [train(toy_split, tmp_path / name, OPTIONS) for name in ("a", "b")]
     other = train(toy_split, tmp_path / "c", replace(OPTIONS, seed=1))
@@ -60,20 +63,13 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, toy_split: Split) -> 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stop_at"),
     [
         ("supervised", 1),
-        ("supervised", 7),
         ("supervised", 10),
-        ("mean-teacher", 7),
-        ("cutmix", 7),
-        ("gct", 7),
-        ("adv-ssl", 7),
-        ("s4l", 7),
-        ("ael", 7),
-        ("u2pl", 7),
-        ("guidedmix", 7),
+        *((method.name, 7) for method in EVERY if not method.cls.needs_pseudo_masks),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
@@ -299,6 +295,7 @@ import os, sys, torch, warnings
 warnings.simplefilter('ignore')
 from pathlib import Path
 import sslseg.engine.build as build
+from sslseg.catalog import find_method
 from sslseg.engine.checkpoints import unwrap
 from sslseg.split import Split
 from sslseg.train import TrainOptions, train
@@ -307,9 +304,9 @@ original = build.build_training
 build.build_training = lambda *a: made.append(original(*a)) or made[-1]
 options = dict(iterations=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3)
 split, method = Split.load(Path('splits/toy-4')), sys.argv[1]
-if method == 'three-stage':
+if find_method(method).cls.needs_pseudo_masks:
     from sslseg.refine import find_input, refine
-    refine(find_input('stage1'), split, Path('run'), TrainOptions(**options, launcher='pytorch'), stage=2)
+    refine(find_input('stage1'), split, Path('run'), TrainOptions(**options, launcher='pytorch'), method=method)
 else:
     train(split, Path('run'), TrainOptions(**options, method=method, launcher='pytorch'))
 torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth")
@@ -317,13 +314,10 @@ torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    ["supervised", "mean-teacher", "cutmix", "three-stage", "gct", "adv-ssl", "s4l", "u2pl", "ael", "guidedmix"],
-)
+@pytest.mark.parametrize("method", [method.name for method in EVERY])
 def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
     (workspace / "ranks.py").write_text(RANKS)
-    if method == "three-stage":
+    if find_method(method).cls.needs_pseudo_masks:
         assert program("train", *SHORT, "--run-dir", "stage1", cwd=workspace).code == 0
         assert program("pseudolabel", "stage1", "--subset", "train", "--workers", "0", cwd=workspace).code == 0
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -369,6 +363,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, toy_split: Split, options: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(
     tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +399,7 @@ def test_a_disk_that_takes_no_checkpoint(workspace: Path) -> None:
     assert list((workspace / "runs" / "supervised-toy-4" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5", "mitrans_r101"]
 )

@@ -35,6 +35,7 @@ def test_init_describes_what_the_other_commands_then_use(
     assert "make a new split" in mismatch.err
 
 
+@pytest.mark.slow
 def test_flags_win_over_the_file(workspace: Path, sslseg: Sslseg) -> None:
     (workspace / "sslseg.toml").write_text("[train]\niterations = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n")
     run = sslseg("train").path

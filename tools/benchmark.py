@@ -4,6 +4,9 @@ Runs of equal settings form a row; its seeds give mean and spread (the sample st
 reported, with the evaluation mode; the gain over the supervised run of the same network, split and seed; and the quality of the
 pseudo-masks where it was measured; a second table shows misclassification detection by stored scores. Everything between the two markers
 of PAGE is replaced; the text around them stays.
+
+A benchmark can only compare methods where it has headroom: what the supervised run gains when all training images are labeled
+(``tools/run_methods.py --ends``). The page says how much there is, warns where it is small, and gives each gain as a fraction of it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from sslseg.config.files import load
 from sslseg.splits.split import Split
 
 BASELINE = "Supervised"
+SMALL_HEADROOM = 6  # mIoU
 SHOWN = ("schedule.iterations", "method.stage")  # settings that have a column, or a part of the name
 
 
@@ -48,15 +53,59 @@ def pseudo_masks(run: Run) -> dict[str, Any] | None:
     return json.loads(found[-1].read_text()) if found else None
 
 
-Row = list[tuple[Run, dict[str, Any], Split]]
+@dataclass(frozen=True)
+class Entry:
+    """A finished run.
+
+    Attributes:
+        config: the parts of its config that make a row, as text.
+    """
+
+    run: Run
+    record: dict[str, Any]
+    split: Split
+    head: str
+    config: dict[str, str]
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """What runs of one row have in common, in the order of the table."""
+        record = self.record
+        order = record["method"] != BASELINE, record["method"], record.get("stage") or 0
+        place = self.split.dataset.name, len(self.split.labeled), record["iterations"]
+        return *place, order, label(record), self.head, *self.config.values()
+
+    @property
+    def last(self) -> float:
+        return self.record["last"]["mIoU"]
+
+    @property
+    def seconds(self) -> float:
+        """Return the time of its training, without validation."""
+        paces = [(one["iteration"], one["seconds_per_iteration"]) for one in self.run.metrics() if "lr" in one]
+        starts = [0, *(iteration for iteration, _ in paces)]
+        return sum(pace * (end - start) for start, (end, pace) in zip(starts, paces, strict=False))
+
+
+def entry(run: Run) -> Entry:
+    """Read a run; stop where it is not finished."""
+    record = run.read()
+    if record["status"] != "finished":
+        raise SystemExit(f"{run.folder} is not finished")
+    config = load(run.config_path)
+    parts = {key: str(config.get(key)) for key in ("model", "method", "optimizer", "schedule", "data", "views")}
+    return Entry(run, record, Split.load(run.split_folder), config.model.decode_head.type.removesuffix("Head"), parts)
+
+
+Rows = dict[tuple[Any, ...], list[Entry]]
 BUILT_IN = ("confidence", "entropy")  # scores of every store
 
 
-def detection(rows: dict[tuple[Any, ...], Row]) -> list[str]:
+def detection(rows: Rows) -> list[str]:
     """Return the Markdown table of misclassification detection: stores with further masks, or scores of a method's own."""
     measured: dict[str, list[dict[str, Any]]] = {}
     for (_, _, _, _, name, *_), found in sorted(rows.items()):
-        stored = [scores for run, _, _ in found if (scores := pseudo_masks(run)) is not None]
+        stored = [scores for one in found if (scores := pseudo_masks(one.run)) is not None]
         # Older records of `sslseg eval` lack what was not measured then.
         if any(
             scores.get("other_masks") or set(scores.get("error_detection", {})) - set(BUILT_IN) for scores in stored
@@ -86,70 +135,103 @@ def joined(values: Iterable[Any]) -> str:
     return ", ".join(sorted(set(map(str, values))))
 
 
+HEADINGS = (
+    "dataset",
+    "labeled images",
+    "method",
+    "decode head",
+    "iterations",
+    "seeds (training / split)",
+    "mIoU last",
+    "mIoU best",
+    "gain over supervised by seed (last)",
+    "of the headroom (%)",
+    "time / supervised",
+    "mIoU of pseudo-masks",
+    "mode",
+    "machine",
+    "commit",
+)
+
+
 def table(runs: list[Run]) -> str:
     """Return the Markdown table of finished runs; runs of other settings never share a row."""
-    rows: dict[tuple[Any, ...], Row] = defaultdict(list)
+    rows: Rows = defaultdict(list)
     for run in runs:
-        record, split = run.read(), Split.load(run.split_folder)
-        if record["status"] != "finished":
-            raise SystemExit(f"{run.folder} is not finished")
-        config = load(run.config_path)
-        settings = [str(config.get(key)) for key in ("model", "method", "optimizer", "schedule", "data", "views")]
-        head = config.model.decode_head.type.removesuffix("Head")
-        key = (
-            split.dataset.name,
-            len(split.labeled),
-            record["iterations"],
-            order(record),
-            label(record),
-            head,
-            *settings,
-        )
-        rows[key].append((run, record, split))
-    headings = (
-        "dataset, labeled images, method, decode head, iterations, seeds (training / split), mIoU last, mIoU best"
-    )
-    headings += ", gain over supervised by seed (last), mIoU of pseudo-masks, mode, machine, commit"
-    lines = ["| " + headings.replace(", ", " | ") + " |", "|---" * len(headings.split(", ")) + "|"]
-    for (dataset, labeled, iterations, _, name, head, network, *_), found in sorted(rows.items()):
-        records = [record for _, record, _ in found]
-        last, best = (spread([record[which]["mIoU"] for record in records]) for which in ("last", "best"))
-        pairs = [(record["last"]["mIoU"], baseline(rows, record, split, network)) for _, record, split in found]
-        gains = [own - base for own, base in pairs if base is not None]
-        stored = [scores["mIoU"] for run, _, _ in found if (scores := pseudo_masks(run)) is not None]
-        environments = [record["environment"] for record in records]
+        found = entry(run)
+        rows[found.row].append(found)
+    every = [one for entries in rows.values() for one in entries]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    for (dataset, labeled, iterations, _, name, head, *_), found in sorted(rows.items()):
+        few = [(one, base) for one in found if (base := baseline(one, every)) is not None and base is not one]
+        gains = [one.last - base.last for one, base in few]
+        rooms = [room for one, _ in few if (room := headroom(one, every)) is not None]
+        stored = [scores["mIoU"] for one in found if (scores := pseudo_masks(one.run)) is not None]
+        environments = [one.record["environment"] for one in found]
+        times = [one.seconds / base.seconds for one, base in few if base.seconds]
         cells = (
             dataset,
             labeled,
             name,
             head,
             iterations,
-            joined(f"{record['seed']} / {split.seed}" for _, record, split in found),
-            last,
-            best,
-            spread(gains) if gains and records[0]["method"] != BASELINE else "-",
+            joined(f"{one.record['seed']} / {one.split.seed}" for one in found),
+            *(spread([one.record[which]["mIoU"] for one in found]) for which in ("last", "best")),
+            spread(gains) if gains else "-",
+            f"{100 * statistics.mean(gains) / statistics.mean(rooms):.0f}" if rooms and min(rooms) > 0 else "-",
+            f"{statistics.mean(times):.2f}" if times else "-",
             spread(stored) if stored else "-",
-            joined(record["protocol"] for record in records),
+            joined(one.record["protocol"] for one in found),
             joined(environment["device"] for environment in environments),
             joined(environment.get("commit", "-") for environment in environments),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines + detection(rows))
+    return "\n".join([*lines, *detection(rows), *headroom_lines(every)])
 
 
-def baseline(rows: dict[tuple[Any, ...], Row], record: dict[str, Any], split: Split, network: str) -> float | None:
-    """Return the last mIoU of the supervised run of the same network, split, seed and iterations, if it is in the table."""
-    for key, entries in rows.items():
-        for _, other, theirs in entries:
-            same = theirs.sha256 == split.sha256 and all(other[name] == record[name] for name in ("seed", "iterations"))
-            if same and other["method"] == BASELINE and network in key:
-                return other["last"]["mIoU"]
-    return None
+def baseline(one: Entry, every: list[Entry]) -> Entry | None:
+    """Return the supervised run of the same network, split, seed and iterations; with the fewest settings of its own."""
+    found = [
+        other
+        for other in every
+        if other.record["method"] == BASELINE
+        and other.split.sha256 == one.split.sha256
+        and other.config["model"] == one.config["model"]
+        and all(other.record[name] == one.record[name] for name in ("seed", "iterations"))
+    ]
+    return min(found, key=lambda other: len(other.record.get("settings", {})), default=None)
 
 
-def order(record: dict[str, Any]) -> tuple[bool, str, int]:
-    """Sort the baseline first, then by name and stage."""
-    return record["method"] != BASELINE, record["method"], record.get("stage") or 0
+def headroom(one: Entry, every: list[Entry]) -> float | None:
+    """Return what the baseline of a run gains with all labels, in mIoU; None where that was not trained."""
+    base = baseline(one, every)
+    if base is None:
+        return None
+    full = [
+        other.last
+        for other in every
+        if all(other.config[key] == base.config[key] for key in ("model", "optimizer", "data"))
+        and len(other.split.labeled) > len(base.split.labeled)
+        and other.split.dataset.name == base.split.dataset.name
+        and all(other.record[name] == base.record[name] for name in ("method", "seed", "iterations", "settings"))
+    ]
+    return max(full) - base.last if full else None
+
+
+def headroom_lines(every: list[Entry]) -> list[str]:
+    """Return a sentence on the headroom of each dataset, number of labels and network, and a warning where it is small."""
+    rooms: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for one in every:
+        room = headroom(one, every)
+        if room is not None and baseline(one, every) is one:
+            rooms[one.row].append(room)
+    lines = []
+    for (dataset, labeled, iterations, _, _, head, *_), values in sorted(rooms.items()):
+        text = f"Headroom of {dataset} at {labeled} labels, {iterations} iterations, {head}: {spread(values)} mIoU."
+        if statistics.mean(values) < SMALL_HEADROOM:
+            text += f" This is less than {SMALL_HEADROOM}: differences between methods mean little here."
+        lines += ["", text]
+    return lines
 
 
 def main() -> None:

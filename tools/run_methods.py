@@ -2,7 +2,8 @@
 
 Every method runs the pipeline that it declares (``sslseg methods NAME``) on the same splits, seeds and number of iterations; a training that
 several pipelines share is done once. Seeds of training and split are alike. Every run predicts with its last checkpoint, so validation labels
-choose nothing. Each step is one command of ``sslseg`` with ``--resume``: what is finished is not repeated, and a killed benchmark goes on.
+choose nothing. ``--ends`` adds the two ends that a benchmark needs: supervised training with all labels, and on few labels with the doubled
+batch, as many images as a semi-supervised method sees. Each step is one command of ``sslseg`` with ``--resume``: what is finished is not repeated, and a killed benchmark goes on.
 ``tools/benchmark.py`` makes tables of the runs.
 """
 
@@ -22,6 +23,7 @@ from rich.console import Console
 from sslseg.catalog import methods
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+BASELINE = "supervised"
 LAST = ["--checkpoint", "last"]
 
 
@@ -42,8 +44,18 @@ class Chain:
         if done.returncode:
             raise SystemExit(f"seed {self.seed}: sslseg {arguments[0]} failed; see {log.name}")
 
-    def split(self, fraction: list[str]) -> None:
-        self.run("split", "--seed", str(self.seed), "--out", f"splits/seed{self.seed}", *fraction)
+    def split(self, fraction: list[str], name: str = "") -> None:
+        self.run("split", "--seed", str(self.seed), "--out", f"splits/{name}seed{self.seed}", *fraction)
+
+    def ends(self, train: list[str], batch: int) -> None:
+        """Train the baseline with all labels, and with the doubled batch."""
+        self.split(["--ratio", "1"], name="all-")
+        common = ["--method", BASELINE, "--seed", str(self.seed), "--resume", *train]
+        for name, split, more in (
+            (f"{BASELINE}-all", f"splits/all-seed{self.seed}", []),
+            (f"{BASELINE}-double", f"splits/seed{self.seed}", ["--set", f"data.batch_size={2 * batch}"]),
+        ):
+            self.run("train", "--split", split, "--run-dir", f"runs/{name}-seed{self.seed}", *common, *more)
 
     def all(self, names: list[str], train: list[str]) -> None:
         """Run the pipelines of the methods; pseudo-masks are scored on unlabeled images, whose labels no training has read."""
@@ -78,7 +90,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=known, default=known)
     parser.add_argument("--tag", default="", help="goes into the names of the runs, for an ablation")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time; they share the cores")
-    options, train = parser.parse_known_args()
+    parser.add_argument(
+        "--ends", action="store_true", help="train the baseline with all labels, and with the doubled batch"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="labeled images per iteration, of every method")
+    options, words = parser.parse_known_args()
+    train = ["--batch-size", str(options.batch_size), *(word for word in words if word != "--")]
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
@@ -88,9 +105,8 @@ def main() -> None:
     for chain in chains:
         chain.split(fraction)
     with ThreadPoolExecutor(options.jobs) as pool:
-        futures = [
-            pool.submit(chain.all, options.methods, [word for word in train if word != "--"]) for chain in chains
-        ]
+        futures = [pool.submit(chain.all, options.methods, train) for chain in chains]
+        futures += [pool.submit(chain.ends, train, options.batch_size) for chain in chains if options.ends]
         for future in futures:
             future.result()
     console.print(f"done: {folder}/runs")

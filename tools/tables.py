@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def settings(method: Method) -> str:
     ]
     for key, setting, value in method.settings():
         choices = "".join(f", `{choice}`" for choice in setting.choices)
-        nested = setting.fields is not None and value is None and setting.default is not None
+        nested = isinstance(value, Mapping)
         cells = ("", "") if nested else (f"`{plain(value)}`", f"`{plain(setting.default)}`")
         meaning = setting.doc + (f" One of {choices[2:]}." if choices else "")
         rows.append(f"| `{key}` | {cells[0]} | {cells[1]} | {meaning} |")

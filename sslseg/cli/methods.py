@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,14 +47,9 @@ def _print(record: dict[str, Any], line: str, *, as_json: bool) -> None:
 
 def _record(method: Method) -> dict[str, Any]:
     settings = {
-        key: dict(
-            default=setting.default,
-            value=value,
-            choices=list(setting.choices),
-            meaning=setting.doc,
-            fields=bool(setting.fields),
-        )
+        key: dict(default=setting.default, value=value, choices=list(setting.choices), meaning=setting.doc)
         for key, setting, value in method.settings()
+        if not isinstance(value, Mapping)
     }
     cls = method.cls
     return dict(
@@ -71,9 +67,9 @@ def _record(method: Method) -> dict[str, Any]:
 def _show_methods(found: list[Method]) -> None:
     from rich.table import Table
 
-    table = Table("method", "what it does")
+    table = Table("method", "command", "what it does")
     for method in found:
-        table.add_row(method.name, method.summary)
+        table.add_row(method.name, "refine" if method.cls.needs_pseudo_masks else "train", method.summary)
     show(table, "Methods")
 
 
@@ -83,7 +79,7 @@ def _show_settings(method: Method) -> None:
     table = Table("key for --set", "value", "meaning")
     for key, setting, value in method.settings():
         choices = f" One of: {', '.join(map(str, setting.choices))}." if setting.choices else ""
-        table.add_row(key, "" if setting.fields is not None and value is None else str(value), setting.doc + choices)
-    show(table, f"{method.name}: {method.summary}")
+        table.add_row(key, "" if isinstance(value, Mapping) else str(value), setting.doc + choices)
+    show(table, method.summary)
     note(f"predictors (pseudolabel --predictor): {', '.join(method.cls.predictors)}")
     note(f"pipeline (make {method.name}): {' | '.join(method.cls.pipeline)}")

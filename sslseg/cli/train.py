@@ -31,6 +31,10 @@ def command(
     it stopped. Flags win over sslseg.toml, which wins over the config; --set wins over all. In a folder without
     sslseg.toml and splits it begins with a split of the built-in synthetic dataset, 1/8 of it labeled.
     """
+    from sslseg.plugins import check_method
+
+    if method is not None and flags.config is None:
+        check_method(method)  # before anything heavy is loaded, or made
     from sslseg.artifacts.workspace import Workspace
     from sslseg.cli.options import find_split
     from sslseg.train import train

@@ -142,6 +142,6 @@ def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None
 
 def _method_of(config: str) -> str:
     """Return the method in the name of a run: the folder of a known config, the stem of the user's own file."""
-    from sslseg.config.files import config_paths
+    from sslseg.plugins import config_paths
 
     return config.split("/")[0] if config in config_paths() else Path(config).stem

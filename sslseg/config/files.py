@@ -11,7 +11,6 @@ from sslseg import plugins
 from sslseg.errors import UserError
 from sslseg.registry import MODELS, register_modules
 
-DEFAULT = "default"
 BROKEN = (OSError, SyntaxError, KeyError, TypeError, NameError, ValueError, ImportError, AttributeError, AssertionError)
 
 
@@ -19,16 +18,6 @@ def model_files() -> dict[str, Path]:
     """Return the presets that ``--model`` knows, by name."""
     prefix = "_base_/models/"
     return {name.removeprefix(prefix): path for name, path in plugins.config_files(f"{prefix}*.py")}
-
-
-def config_paths() -> dict[str, Path]:
-    """Return the configs that ``--config`` knows, such as ``supervised/default``, by name."""
-    return dict(plugins.config_files("[!_]*/*.py"))
-
-
-def method_names() -> list[str]:
-    """Return the names that ``--method`` knows: those of folders with a ``default.py``."""
-    return sorted(name.split("/")[0] for name in config_paths() if name.endswith(f"/{DEFAULT}"))
 
 
 def load(path: Path) -> Any:
@@ -76,7 +65,7 @@ def _reason(error: BaseException) -> str:
 
 def load_named(name: str) -> Any:
     """Load a config by the name that ``--config`` knows, or a user's own by path."""
-    known = config_paths()
+    known = plugins.config_paths()
     path = known.get(name, Path(name))
     if not path.is_file():
         near = difflib.get_close_matches(name, known, n=1)
@@ -87,12 +76,8 @@ def load_named(name: str) -> Any:
 
 def load_method(name: str) -> Any:
     """Load the default config of a method."""
-    known = method_names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? Use" if near else "use"
-        raise UserError(f"method {name!r} is unknown; {hint} --method with one of: {', '.join(known)}")
-    return load_named(f"{name}/{DEFAULT}")
+    plugins.check_method(name)
+    return load_named(f"{name}/{plugins.DEFAULT}")
 
 
 def load_model(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,15 +91,13 @@ def build_training(
     hooks = [IterationSeed(options.seed), MethodIterations(lengths), SyncBuffers(interval), stop]
     if not options.dry_run:
         hooks += [monitor, checkpoints]
-    scratch = Path(tempfile.mkdtemp(prefix="sslseg-"))
-    logger = quiet_logger(scratch.name, None if options.dry_run else run.folder / LOG)
+    name = f"sslseg-{uuid.uuid4().hex}"
+    logger = quiet_logger(name, None if options.dry_run else run.folder / LOG)
     model = MODELS.build(dict(config.method, segmentor=config.model))
     initialize(model, options.pretrained)
     loader = stream_loader(split, config, model, pseudo_masks)
-    runner = QuietRunner(
-        logger,
+    arguments: dict[str, Any] = dict(
         model=model,
-        work_dir=str(scratch),
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=interval, val_begin=0),
         optim_wrapper=optim_wrapper(config),
@@ -110,9 +109,15 @@ def build_training(
         env_cfg=dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0)),
         randomness=dict(seed=options.seed),
         default_scope="sslseg",
-        experiment_name=scratch.name,
+        experiment_name=name,
         cfg=dict(model_wrapper_cfg=wrapper(config)) if is_distributed() else None,
     )
+    scratch = Path(tempfile.mkdtemp(prefix="sslseg-"))
+    try:
+        runner = QuietRunner(logger, work_dir=str(scratch), **arguments)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     return Training(runner, checkpoints, monitor, stop, loader, scratch)
 
 

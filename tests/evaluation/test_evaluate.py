@@ -30,6 +30,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_scores_equal_mmsegs_metric_to_the_last_digit(run: Path, sslseg: Sslseg) -> None:
     scores = json.loads(sslseg("eval", run, "--json", "--workers", "0").out)
     split = Split.load(run / "split")

@@ -353,12 +353,14 @@ print(*inference_model(model, np.zeros((64, 80, 3), np.uint8)).pred_sem_seg.data
 """
 
 
+@pytest.mark.slow
 def test_an_exported_model_names_its_networks(run: Path, sslseg: Sslseg) -> None:
     folder = sslseg("export", run).path
     done = subprocess.run([sys.executable, "-c", LOADED, str(folder)], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "1 64 80", done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_decoupled_is_refused(workspace: Path, run: Path, sslseg: Sslseg) -> None:
     other = sslseg("train", *SHORT).path
     cases = {

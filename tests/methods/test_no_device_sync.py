@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sslseg.config.build import TrainOptions, build_config
-from sslseg.config.files import config_paths
+from sslseg.plugins import config_paths
 from sslseg.registry import MODELS
 from sslseg.splits.split import Split
 from tests.methods.conftest import batch_of

@@ -135,6 +135,7 @@ for n, name in enumerate(ids):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [str(n) for n in range(200)]
     path = tmp_path / "s.h5"
@@ -196,6 +197,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "limit_at", "message"),
     [
