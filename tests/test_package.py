@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from sslseg.config.build import TrainOptions, build_config
-from sslseg.config.files import load_model, load_named, model_files
+from sslseg.config.files import load, load_model, load_named, model_files
 from sslseg.config.lengths import batch_counts
 from sslseg.data.reading import read_image, read_mask
 from sslseg.data.transforms import MultiView
@@ -185,6 +185,14 @@ def test_every_shipped_config_describes_a_method_that_can_be_built(toy_split: Sp
     for stream, views in model.views.items():
         assert all(MultiView(stream, {view: config.views[view]}) for view in views)
     assert batch_counts(config, model.views)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CHECKOUT / "configs" / "_base_" / "recipes").glob("*.py")), ids=lambda path: path.stem
+)
+def test_no_paper_samples_a_crop_again(path: Path) -> None:
+    """No paper does: labeled and unlabeled crops are to come from one distribution (GCT, Sec. 3.2)."""
+    assert load(path).data.cat_max_ratio == 1.0
 
 
 def test_the_paper_s_settings_are_those_of_the_paper(toy_split: Split) -> None:

@@ -8,6 +8,7 @@ from sslseg.config.files import method_class
 from sslseg.progress import note
 
 EPOCHS = "_epochs"
+CAT_MAX_RATIO = 0.75  # was no setting in version 0.1
 ASSIGNED = {"schedule.iters": "schedule.iterations"}
 
 
@@ -15,6 +16,8 @@ def upgrade_config(config: Any, *, quiet: bool = False) -> Any:
     """Rename in place what has another name today, say so unless ``quiet``, and return ``config``."""
     changed = []
     schedule, method = config.get("schedule"), config.get("method")
+    if "data" in config:
+        config.data.setdefault("cat_max_ratio", CAT_MAX_RATIO)
     if schedule and "iters" in schedule:
         schedule["iterations"] = schedule.pop("iters")  # wins over that of a base file
         changed.append("schedule.iters -> schedule.iterations")

@@ -64,6 +64,7 @@ class StreamDataset(Dataset):
         image_mean: Sequence[float],
         seed: int,
         rotation: float = 0.0,
+        cat_max_ratio: float = 1.0,
         pseudo_masks: PseudoMasks | None = None,
     ) -> None:
         ignore_index = ignore_value(description.num_classes)
@@ -77,7 +78,7 @@ class StreamDataset(Dataset):
                     dict(
                         type="RandomCrop",
                         crop_size=crop,
-                        cat_max_ratio=0.75 if name == "labeled" else 1.0,
+                        cat_max_ratio=cat_max_ratio if name == "labeled" else 1.0,
                         ignore_index=ignore_index,
                     ),
                     dict(type="RandomFlip", prob=flip),

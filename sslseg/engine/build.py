@@ -176,6 +176,7 @@ def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMas
         scale=tuple(config.data.scale),
         flip=config.data.flip,
         rotation=config.data.get("rotation", 0.0),
+        cat_max_ratio=config.data.cat_max_ratio,
         image_mean=mean[::-1],  # images are BGR until the preprocessor turns them
         seed=config.seed,
         pseudo_masks=pseudo_masks if model.needs_pseudo_masks else None,

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from sslseg.data.dataset import FixedBatches, StreamDataset, seed_everything, train_loader
+from sslseg.data.description import DatasetDescription
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.data.reading import label_table, read_mask
-from sslseg.data.sampler import MixedSampler
+from sslseg.data.sampler import MixedSampler, StreamIndex
 from sslseg.data.transforms import RandomRotation
 from sslseg.errors import UserError
 from sslseg.registry import register_modules
@@ -170,3 +171,25 @@ def test_a_stored_mask_of_another_size_is_refused(toy_split: Split, tmp_path: Pa
     masks = PseudoMasks(StoreReader(writer.finalize()))
     with pytest.raises(UserError, match="'a' is 4x5, its image 5x5"):
         masks.read("a", (5, 5))
+
+
+def test_a_labeled_crop_that_one_class_fills_is_sampled_again(toy: DatasetDescription, toy_split: Split) -> None:
+    """With a limit of 0.5 fewer crops are nearly all background; unlabeled crops have no limit."""
+
+    def filled(limit: float) -> float:
+        register_modules()
+        dataset = StreamDataset(
+            dict(labeled=toy_split.samples("labeled")),
+            description=toy,
+            views=dict(labeled=dict(weak=[])),
+            crop=(24, 24),
+            scale=(1.0, 1.0),
+            flip=0.0,
+            image_mean=(0, 0, 0),
+            seed=0,
+            cat_max_ratio=limit,
+        )
+        crops = [dataset[StreamIndex(0, position % 4, position)]["labeled_weak"]["labels"] for position in range(60)]
+        return float(np.mean([np.bincount(crop.numpy().ravel()).max() > 0.5 * crop.numel() for crop in crops]))
+
+    assert filled(0.5) < 0.5 * filled(1.0)

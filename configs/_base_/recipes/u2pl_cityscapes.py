@@ -2,7 +2,7 @@
 # counts for each. Its head learns at the backbone's rate here; the paper says ten times "in all experiments".
 _base_ = ['../models/deeplabv3plus_r101.py', '../runtime/default.py']
 model = dict(decode_head=dict(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=50000)))
-data = dict(batch_size=16, crop=(769, 769), scale=(0.5, 2.0), flip=0.5)
+data = dict(batch_size=16, crop=(769, 769), scale=(0.5, 2.0), flip=0.5, cat_max_ratio=1.0)
 views = dict(strong=[])
 schedule = dict(epochs=200, iterations=None, warmup=0.0, power=0.9, validations=20)
 optimizer = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4)

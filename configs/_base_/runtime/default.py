@@ -5,6 +5,7 @@ data = dict(
     crop=None,  # None: half of the images' short side, a multiple of 32 between 96 and 512
     scale=(0.75, 1.5),
     flip=0.5,
+    cat_max_ratio=0.75,  # a labeled crop of which one class fills more is sampled again; 1: never
     workers=2)
 views = dict(
     weak=[],  # crop, scale and flip come before the views
