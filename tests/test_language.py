@@ -29,7 +29,7 @@ GLOSSARY = {
     "messages": r"\bremarks?\b",
     "eval_model": r"\bdeploy(?:s|ed)?\b",
     "one_hot, categorical sample, top-k": r"\bbelonging\b|among_first|\bdrawn\b",
-    "American spelling": r"labell|\w+alis(?:e|ed|es|ing|ation)\b|optimis|initialis|behaviour|colour|\bgrey\b|\bcentre|neighbour|artefact|\blicence",
+    "American spelling": r"labell|\w+ali(?:se|sed|ses|sing|sation)\b|optimis|initialis|behaviour|colour|\bgrey\b|\bcentre|neighbour|artefact|\blicence",
 }
 # Lines that may: names of mmengine and of options, the optimizer's step, the paper's own words.
 ALLOWED = {
