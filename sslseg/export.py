@@ -39,6 +39,7 @@ def export(model: Model, folder: Path) -> Path:
         fields["custom_imports"] = dict(imports=imports, allow_failed_imports=False)
     folder.mkdir(parents=True, exist_ok=True)
     meta = dict(dataset_meta=metainfo, method=model.meta["method"], iteration=model.meta["iteration"])
+    meta["pretrained"] = model.meta.get("pretrained", "unknown")
     state = {name: value.cpu() for name, value in segmentor.state_dict().items()}
     save_checkpoint(folder / CHECKPOINT, dict(meta=meta, state_dict=state))
     write_text(folder / CONFIG, Config(ConfigDict(fields).to_dict()).pretty_text)

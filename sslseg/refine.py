@@ -148,6 +148,9 @@ def refine(
     chosen = plan(given, method=method, config=options.config, stage=stage, weight=weight)
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
     check_images(store, split, labeled="train" in chosen.cls.views)
+    before = given.model.meta.get("pretrained", "random")
+    if "://" not in before and before != "random" and options.pretrained == "auto":
+        note(f"the run before began with --pretrained {before}; this one does not, unless you repeat --pretrained")
     filters = resolve(keep, store)
     for kept in filters:
         note(f"--keep {kept.text}: {kept.share:.1%} of the stored pixels")

@@ -52,7 +52,8 @@ def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
 
 def test_presets_of_the_docs_are_there() -> None:
     assert own_configs() == CHECKOUT / "configs"
-    named = re.findall(r"`([a-z]+[0-9a-z]*_[a-z]\d+s?)`", (CHECKOUT / "docs" / "commands" / "train.md").read_text())
+    page = (CHECKOUT / "docs" / "commands" / "train.md").read_text()
+    named = re.findall(r"`([a-z]+[0-9a-z]*_(?:[a-z]\d+s?|lite\d))`", page)
     assert set(named) == set(model_files())
     assert "supervised/default" in config_paths()
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,49 +240,6 @@ def test_users_own_mmseg_config(workspace: Path, sslseg: Sslseg) -> None:
     run = sslseg("train", *SHORT, "--model", "mine.py").path
     head = weights(run / "checkpoints" / "last.pth")["student.decode_head.conv_seg.weight"]
     assert head.shape[0] == 7
-
-
-@contextlib.contextmanager
-def file_server(folder: Path) -> Iterator[str]:
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
-def test_pretrained_weights_come_from_the_configs_address(
-    tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    options = replace(OPTIONS, iterations=1, lr=1e-12)
-    plain = train(toy_split, tmp_path / "plain", options)
-    state = weights(plain.checkpoints / "last.pth")
-    prefix = "student.backbone."
-    backbone = {name.removeprefix(prefix): value + 0.5 for name, value in state.items() if name.startswith(prefix)}
-    backbone = {
-        name: value.float() if "num_batches" not in name else state[prefix + name] for name, value in backbone.items()
-    }
-    torch.save(dict(state_dict=backbone), tmp_path / "backbone.pth")
-    with file_server(tmp_path) as address:
-        init = dict(type="Pretrained", checkpoint=f"{address}/backbone.pth")
-        served = replace(options, assignments={"model.backbone.init_cfg": init})
-        run = train(toy_split, tmp_path / "served", served)
-        loaded = weights(run.checkpoints / "last.pth")
-        torch.testing.assert_close(loaded[prefix + "layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"])
-        none = train(toy_split, tmp_path / "none", replace(served, pretrained="none"))
-        assert not torch.allclose(
-            weights(none.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"],
-            backbone["layer1.0.conv1.weight"],
-        )
-        missing = {"model.backbone.init_cfg": init | dict(checkpoint=f"{address}/no.pth")}
-        with pytest.raises(UserError, match="--pretrained none"):
-            train(toy_split, tmp_path / "missing", replace(options, assignments=missing))
-    local = train(toy_split, tmp_path / "local", replace(options, pretrained=str(tmp_path / "backbone.pth")))
-    torch.testing.assert_close(
-        weights(local.checkpoints / "last.pth")[prefix + "layer1.0.conv1.weight"],
-        backbone["layer1.0.conv1.weight"],
-    )
 
 
 RANKS = """

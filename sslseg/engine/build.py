@@ -57,16 +57,18 @@ class Training:
     stop: StopOnSignal
     loader: DataLoader
     scratch: Path
+    pretrained: str
 
     def result(self) -> dict[str, Any]:
         """Return the record of a finished training: last and best checkpoint with their scores."""
         loop = self.runner.val_loop
         kept = self.checkpoints
+        origin = dict(pretrained=self.pretrained)
         last = dict(iteration=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=kept.last_score)
         if loop is None:
-            return dict(last=last, best=last, protocol=None)
+            return dict(origin, last=last, best=last, protocol=None)
         best = dict(iteration=kept.best_iteration, checkpoint=f"checkpoints/{BEST}", mIoU=kept.best_score)
-        return dict(last=last, best=best, protocol=str(loop.protocol))
+        return dict(origin, last=last, best=best, protocol=str(loop.protocol))
 
     def close(self) -> None:
         """Release the terminal, the signals and mmengine's scratch folder."""
@@ -94,7 +96,8 @@ def build_training(
     name = f"sslseg-{uuid.uuid4().hex}"
     logger = quiet_logger(name, None if options.dry_run else run.folder / LOG)
     model = MODELS.build(dict(config.method, segmentor=config.model))
-    initialize(model, options.pretrained)
+    source = initialize(model, options.pretrained)
+    checkpoints.meta["pretrained"] = source
     loader = stream_loader(split, config, model, pseudo_masks)
     arguments: dict[str, Any] = dict(
         model=model,
@@ -118,7 +121,7 @@ def build_training(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return Training(runner, checkpoints, monitor, stop, loader, scratch)
+    return Training(runner, checkpoints, monitor, stop, loader, scratch, source)
 
 
 def checkpoint_meta(split: Split, config: Any) -> dict[str, Any]:
