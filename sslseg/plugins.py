@@ -14,7 +14,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from sslseg.errors import UserError
@@ -80,21 +79,25 @@ def find_config(name: str, path: str) -> Path | None:
     return None if folder is None else folder / path
 
 
-def config_files(pattern: str) -> Iterator[tuple[str, Path]]:
-    """Yield name and file of every config that matches, sslseg's first, the working folder's last; the first of a name wins."""
-    seen: set[str] = set()
-    working = Path.cwd() / "configs"
-    for folder in (*config_folders().values(), *([working] if working.is_dir() else [])):
+def config_files(pattern: str) -> dict[str, Path]:
+    """Return every config that matches, by name; sslseg's come first, and the first of a name wins."""
+    found: dict[str, Path] = {}
+    for folder in config_folders().values():
         for path in sorted(folder.glob(pattern)):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name not in seen:
-                seen.add(name)
-                yield name, path
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
 
 
 def config_paths() -> dict[str, Path]:
-    """Return the configs that ``--config`` knows, such as ``supervised/default``, by name."""
-    return dict(config_files("[!_]*/*.py"))
+    """Return the configs that ``--config`` knows, such as ``supervised/default``, by name; the working folder's come last.
+
+    There only folders with a default config count: ``configs`` may be another program's.
+    """
+    working = (
+        path for default in sorted(Path("configs").glob(f"[!_]*/{DEFAULT}.py")) for path in default.parent.glob("*.py")
+    )
+    own = {f"{path.parent.name}/{path.stem}": path.absolute() for path in working}
+    return own | config_files("[!_]*/*.py")
 
 
 def method_names() -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslseg.engine.weights import load_file
+from sslseg.engine.weights import load_weights, read_weights
 from sslseg.errors import UserError
 from sslseg.functional.confidence import confidence, normalized_entropy
 from sslseg.networks import DeepLabV2Head
@@ -58,12 +58,14 @@ def test_weights_of_a_file_go_where_they_fit(tmp_path) -> None:  # type: ignore[
     source, target = Small(5), Small(2)
     head = target.decode_head.weight.clone()
     torch.save(dict(state_dict={f"module.{k}": v for k, v in source.state_dict().items()}), tmp_path / "a.pth")
-    assert load_file(target, tmp_path / "a.pth") == 2
+    assert load_weights(target, read_weights(tmp_path / "a.pth"), name="a.pth") == (2, 4)
     assert torch.equal(target.backbone.weight, source.backbone.weight)
     assert torch.equal(target.decode_head.weight, head)
     torch.save(dict(x=torch.zeros(1)), tmp_path / "b.pth")
-    with pytest.raises(UserError, match="no tensor that fits"):
-        load_file(target, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"b\.pth fits 0 of the backbone's 2 tensors"):
+        load_weights(target, read_weights(tmp_path / "b.pth"), name="b.pth")
     (tmp_path / "c.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        load_file(target, tmp_path / "c.pth")
+    torch.save([torch.zeros(1)], tmp_path / "d.pth")
+    for name in ("c.pth", "d.pth"):
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            read_weights(tmp_path / name)

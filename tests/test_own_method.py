@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from sslseg import plugins
+from sslseg.config.files import model_files
 from sslseg.store import StoreReader
 from tests.conftest import SHORT, Done, program
 
@@ -153,3 +155,16 @@ def test_a_module_that_is_missing_is_named(workspace: Path) -> None:
     assert "my_margin" in done.err
     assert "working" in done.err
     assert "Traceback" not in done.err
+
+
+def test_the_configs_of_another_program_are_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder may be a checkout of mmseg, with hundreds of configs."""
+    for name in ("pspnet/pspnet_r50.py", "_base_/models/own.py", "mine/default.py", "mine/other.py"):
+        (tmp_path / "configs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "configs" / name).write_text("model = dict()\n")
+    monkeypatch.chdir(tmp_path)
+    names = plugins.config_paths()
+    assert "pspnet/pspnet_r50" not in names
+    assert {"mine/default", "mine/other", "cutmix/default"} <= names.keys()
+    assert "mine" in plugins.method_names()
+    assert "own" not in model_files()

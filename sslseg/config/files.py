@@ -17,7 +17,7 @@ BROKEN = (OSError, SyntaxError, KeyError, TypeError, NameError, ValueError, Impo
 def model_files() -> dict[str, Path]:
     """Return the presets that ``--model`` knows, by name."""
     prefix = "_base_/models/"
-    return {name.removeprefix(prefix): path for name, path in plugins.config_files(f"{prefix}*.py")}
+    return {name.removeprefix(prefix): path for name, path in plugins.config_files(f"{prefix}*.py").items()}
 
 
 def load(path: Path) -> Any:

@@ -23,7 +23,7 @@ LEAST = 0.5  # of the backbone's tensors that a file must hold
 def initialize(model: Any, pretrained: str) -> str:
     """Initialize ``model`` and return where its encoder's weights come from.
 
-    With a file, the first segmentor gets all of it that fits; further ones (GCT's right model) get the backbone's part, and
+    With a file, the first segmentor gets all of it that fits; further ones get the backbone's part, and
     keep their own random heads.
 
     Raises:
@@ -66,6 +66,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint of any program, without the prefixes of wrappers."""
     try:
         checkpoint = load_any_checkpoint(path)
+        weights = checkpoint.get("state_dict", checkpoint)
+        return {_strip(name): value for name, value in weights.items() if torch.is_tensor(value)}
     except (
         OSError,
         RuntimeError,
@@ -78,8 +80,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"--pretrained {path} is not a readable checkpoint ({type(error).__name__}); give a .pth file"
         ) from error
-    weights = checkpoint.get("state_dict", checkpoint)
-    return {_strip(name): value for name, value in weights.items() if torch.is_tensor(value)}
 
 
 def load_weights(

@@ -14,6 +14,9 @@ WRITTEN = re.compile(r"\s*([0-9.]+)\s+epochs?\s*")
 class Epochs(float):
     """A duration in epochs, which are passes over the unlabeled images."""
 
+    def __repr__(self) -> str:
+        return f"{float(self):g} epochs"
+
 
 def duration(value: Duration, *, name: str) -> float:
     """Return a setting's duration as a fraction of training, or as ``Epochs``; UserError where it is neither."""

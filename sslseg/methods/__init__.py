@@ -6,5 +6,8 @@ A paper is a file or a folder beside this one; a folder's ``__init__`` names its
 import importlib
 import pkgutil
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+from sslseg.compat import quiet_import
+
+with quiet_import():
+    for _module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{_module.name}")
