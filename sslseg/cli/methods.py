@@ -74,9 +74,9 @@ def _show_methods(found: list[Method]) -> None:
 
 
 def _show_settings(method: Method) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("key for --set", "value", "meaning")
+    table = Table(Column("key for --set", no_wrap=True), "value", "meaning")  # a key cut short cannot be copied
     for key, setting, value in method.settings():
         choices = f" One of: {', '.join(map(str, setting.choices))}." if setting.choices else ""
         table.add_row(key, "" if isinstance(value, Mapping) else str(value), setting.doc + choices)
