@@ -1,5 +1,5 @@
-# As u2pl_voc. OHEM on labeled images: the official implementation keeps at least 100,000 pixels of a rank's two images, mmseg
-# counts for each. Its head learns at the backbone's rate here; the paper says ten times "in all experiments".
+# As u2pl_voc. OHEM on labeled images: the official implementation keeps at least 100,000 pixels of a rank's two images; min_kept
+# of mmseg is per image. Its head learns at the backbone's rate here; the paper says ten times "in all experiments".
 _base_ = ['../models/deeplabv3plus_r101.py', '../runtime/default.py']
 model = dict(decode_head=dict(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=50000)))
 data = dict(batch_size=16, crop=(769, 769), scale=(0.5, 2.0), flip=0.5, cat_max_ratio=1.0)
