@@ -12,6 +12,7 @@ from sslseg.artifacts.find import Model, check_classes, find_model, identify, lo
 from sslseg.artifacts.run import Run
 from sslseg.config.build import TrainOptions
 from sslseg.config.files import load_method, load_named, method_class
+from sslseg.config.fit import RANDOM, weights_source
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
@@ -148,8 +149,9 @@ def refine(
     chosen = plan(given, method=method, config=options.config, stage=stage, weight=weight)
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
     check_images(store, split, labeled="train" in chosen.cls.views)
-    before = given.model.meta.get("pretrained", "random")
-    if "://" not in before and before != "random" and options.pretrained == "auto":
+    before = given.model.meta.get("pretrained", RANDOM)
+    inherited = weights_source(given.model.config.model, "auto")
+    if before not in (RANDOM, inherited) and options.pretrained == "auto":
         note(f"the run before began with --pretrained {before}; this one does not, unless you repeat --pretrained")
     filters = resolve(keep, store)
     for kept in filters:

