@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ class InvertedResidual(nn.Module):
         self.depthwise = ConvNorm(width, width, kernel, stride=stride, dilation=dilation, groups=width)
         self.project = ConvNorm(width, outputs, 1, activate=False)
         self.adds = stride == 1 and inputs == outputs
+        self.kind = dict(kernel=kernel, expansion=expansion, stride=stride, dilation=dilation)
 
     def forward(self, feature: Tensor) -> Tensor:
         result = self.project(self.depthwise(self.expand(feature)))
@@ -130,7 +132,7 @@ class EfficientNetLite(BaseModule):
         if output_stride not in (8, 16, 32):
             raise UserError(f"model.backbone.output_stride {output_stride} is not 8, 16 or 32")
         width, depth = ARCHITECTURES[arch]
-        self.out_indices, self.norm_eval = tuple(out_indices), norm_eval
+        self.out_indices, self.norm_eval, self.bn_momentum = tuple(out_indices), norm_eval, bn_momentum
         self.stem = ConvNorm(3, STEM, 3, stride=2)
         self.blocks = nn.ModuleList()
         self.ends: list[int] = []  # the last block of each stage
@@ -152,14 +154,15 @@ class EfficientNetLite(BaseModule):
                 )
                 inputs = outputs
             self.ends.append(len(self.blocks) - 1)
-        for module in self.modules():
-            if is_batch_norm(module):
-                module.momentum = bn_momentum
+        set_momentum(self, bn_momentum)
         self.register_load_state_dict_pre_hook(rename_on_load)
 
     rename_weights = staticmethod(rename_weights)  # what ``--pretrained`` calls on a file
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if images.device.type == "cpu":
+            # Depthwise convolutions take less than half the time so, and a training iteration three quarters.
+            images = images.contiguous(memory_format=torch.channels_last)
         feature, features = self.stem(images), []
         wanted = [self.ends[stage] for stage in OUTPUTS]
         for number, block in enumerate(self.blocks):
@@ -168,6 +171,18 @@ class EfficientNetLite(BaseModule):
                 features.append(feature)
         return tuple(features[index] for index in self.out_indices)
 
+    def narrow_last_stage(self, width: float) -> tuple[nn.Module, int]:
+        """Build a random last stage of ``width`` times the channels, from the feature before the last; return it and its outputs."""
+        before, last = (self.ends[OUTPUTS[index]] for index in self.out_indices[-2:])
+        blocks = nn.Sequential()
+        inputs = self.blocks[before].project.conv.out_channels
+        for block in self.blocks[before + 1 : last + 1]:
+            outputs = scaled_width(block.project.conv.out_channels, width)
+            blocks.append(InvertedResidual(inputs, outputs, **block.kind))
+            inputs = outputs
+        set_momentum(blocks, self.bn_momentum)
+        return blocks, inputs
+
     def train(self, mode: bool = True) -> EfficientNetLite:
         super().train(mode)
         if mode and self.norm_eval:
@@ -175,6 +190,13 @@ class EfficientNetLite(BaseModule):
                 if is_batch_norm(module):
                     module.eval()
         return self
+
+
+def set_momentum(module: nn.Module, momentum: float) -> None:
+    """Set the momentum of the running statistics of every BatchNorm in ``module``."""
+    for part in module.modules():
+        if is_batch_norm(part):
+            part.momentum = momentum
 
 
 def scaled_width(channels: int, factor: float, divisor: int = 8) -> int:
