@@ -174,14 +174,15 @@ class EfficientNetLite(BaseModule):
     def narrow_last_stage(self, width: float) -> tuple[nn.Module, int]:
         """Build a random last stage of ``width`` times the channels, from the feature before the last; return it and its outputs."""
         before, last = (self.ends[OUTPUTS[index]] for index in self.out_indices[-2:])
-        blocks = nn.Sequential()
-        inputs = self.blocks[before].project.conv.out_channels
-        for block in self.blocks[before + 1 : last + 1]:
+        blocks: list[Any] = list(self.blocks)
+        narrow = nn.Sequential()
+        inputs: int = blocks[before].project.conv.out_channels
+        for block in blocks[before + 1 : last + 1]:
             outputs = scaled_width(block.project.conv.out_channels, width)
-            blocks.append(InvertedResidual(inputs, outputs, **block.kind))
+            narrow.append(InvertedResidual(inputs, outputs, **block.kind))
             inputs = outputs
-        set_momentum(blocks, self.bn_momentum)
-        return blocks, inputs
+        set_momentum(narrow, self.bn_momentum)
+        return narrow, inputs
 
     def train(self, mode: bool = True) -> EfficientNetLite:
         super().train(mode)
@@ -194,9 +195,9 @@ class EfficientNetLite(BaseModule):
 
 def set_momentum(module: nn.Module, momentum: float) -> None:
     """Set the momentum of the running statistics of every BatchNorm in ``module``."""
-    for part in module.modules():
-        if is_batch_norm(part):
-            part.momentum = momentum
+    norms: list[Any] = [part for part in module.modules() if is_batch_norm(part)]
+    for norm in norms:
+        norm.momentum = momentum
 
 
 def scaled_width(channels: int, factor: float, divisor: int = 8) -> int:

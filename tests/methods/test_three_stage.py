@@ -8,12 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
 
+from sslseg.config.files import load_named
+from sslseg.engine.build import optim_wrapper
 from sslseg.errors import UserError
 from sslseg.methods.three_stage.second_branch import SecondBranch
 from sslseg.registry import MODELS
 from tests.methods.conftest import CLASSES, IGNORE, build, labeled_view, moved, other_views, segmentor, total
 
+NORMS = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
 STAGE = dict(pseudo_weight=0.75, decays=[(0.0, 0.9)])
 
 
@@ -56,8 +60,7 @@ def test_losses_equal_the_paper_s_sums(stage: int, geometry: bool) -> None:
                 stored = int((labeled if n < 2 else strong)["pseudo_masks"][n if n < 2 else n - 2, y, x])
                 if stored != IGNORE:  # Eq. (3)
                     pl.append(-second[n, :, y, x].log_softmax(0)[stored])
-    # mmseg divides the sum of the labeled pixels by the number of all.
-    torch.testing.assert_close(losses["decode.loss_ce"], torch.stack(seg).sum() / labeled["labels"].numel())
+    torch.testing.assert_close(losses["decode.loss_ce"], torch.stack(seg).mean())
     torch.testing.assert_close(losses["loss_consistency"], 0.25 * torch.stack(con).mean())
     torch.testing.assert_close(losses["loss_pseudo"], 0.75 * torch.stack(pl).mean())
     assert {name for name in losses if "loss" in name} == {"decode.loss_ce", "loss_consistency", "loss_pseudo"}
@@ -70,15 +73,21 @@ def gradients(method: Any, given: dict, name: str) -> set[str]:
     return {key for key, value in method.named_parameters() if value.grad is not None and value.grad.any()}
 
 
+LAST_STAGES = {"deeplabv3plus_r18s": [".layer4."], "deeplabv3plus_lite0": [f".blocks.{n}." for n in range(11, 16)]}
+
+
+@pytest.mark.parametrize("model", LAST_STAGES)
 @pytest.mark.parametrize("stage", [2, 3])
-def test_pseudo_masks_move_their_branch_and_what_is_shared(stage: int) -> None:
-    method = build("ThreeStage", **STAGE | dict(stage=stage))
+def test_pseudo_masks_move_their_branch_and_what_is_shared(stage: int, model: str) -> None:
+    method = build("ThreeStage", model=model, **STAGE | dict(stage=stage))
     given = batch()
     by_pseudo, by_truth = (gradients(method, given, name) for name in ("loss_pseudo", "decode.loss_ce"))
     own = {name for name, _ in method.named_parameters() if name.startswith("second.")}
     shared = {name for name, _ in method.named_parameters() if name.startswith("student.backbone.")}
     if stage == 2:  # g-hat has a last stage of its own
-        shared = {name for name in shared if ".layer4." not in name}
+        last = {name for name in shared if any(part in name for part in LAST_STAGES[model])}
+        assert last
+        shared -= last
         assert any(name.startswith("second.stage.") for name in own)
     assert by_pseudo == own | shared
     assert not any(name.startswith("student.decode_head.") for name in by_pseudo)
@@ -145,21 +154,21 @@ def test_labeled_images_without_a_stored_mask_teach_the_branch_nothing() -> None
     assert nothing == 0
 
 
-def small(backbone: dict, **head: Any) -> ConfigDict:
+def small(backbone: dict, outputs: int = 4) -> ConfigDict:
     config = segmentor()
     config.backbone = ConfigDict(backbone)
+    widths = [24, 40, 112, 320] if backbone["type"] == "EfficientNetLite" else [16, 32, 64, 128]
     config.decode_head = ConfigDict(
         dict(
             type="SegformerHead",
-            in_channels=[16, 32, 64, 128],
-            in_index=[0, 1, 2, 3],
+            in_channels=widths[:outputs],
+            in_index=list(range(outputs)),
             channels=32,
             num_classes=CLASSES,
             dropout_ratio=0.0,
             loss_decode=dict(type="CrossEntropyLoss"),
             ignore_index=IGNORE,
         )
-        | head
     )
     return config
 
@@ -172,12 +181,16 @@ MIT = dict(
     out_indices=(0, 1, 2, 3),
 )
 SWIN = dict(type="SwinTransformer", embed_dims=16, depths=(1, 1, 1, 2), num_heads=(1, 2, 4, 8), window_size=3)
-RESNEXT = dict(type="ResNet", depth=50, base_channels=4, stem_channels=8, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+RESNET = dict(type="ResNet", depth=50, base_channels=4, stem_channels=8, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+
+LITE = dict(type="EfficientNetLite")
+FAMILIES = pytest.mark.parametrize("backbone", [MIT, SWIN, RESNET, LITE], ids=lambda config: config["type"])
 
 
-@pytest.mark.parametrize("backbone", [MIT, SWIN, RESNEXT], ids=lambda config: config["type"])
-def test_every_family_of_backbones_can_be_cut_at_half_the_width(backbone: dict) -> None:
-    config = small(backbone)
+@FAMILIES
+@pytest.mark.parametrize("outputs", [4, 3])
+def test_every_family_of_backbones_can_be_cut_at_half_the_width(backbone: dict, outputs: int) -> None:
+    config = small(backbone | dict(out_indices=tuple(range(outputs))), outputs)
     network = MODELS.build(config)
     branch = SecondBranch(network, config, own_stage=True)
     branch.init_weights()
@@ -185,16 +198,100 @@ def test_every_family_of_backbones_can_be_cut_at_half_the_width(backbone: dict) 
     last = branch.stage(features[-2])
     assert last.shape == (2, features[-1].shape[1] // 2, *features[-1].shape[2:])
     assert branch(features).shape == network.decode_head(features).shape
-    theirs = sum(p.numel() for p in last_stage_of(network).parameters())
+    theirs = sum(p.numel() for p in last_stage_of(network, outputs).parameters())
     own = sum(p.numel() for p in branch.stage.parameters())
     assert 0.15 < own / theirs < 0.75, "half the channels, about a quarter to a half of the weights"
 
 
-def last_stage_of(network: Any) -> torch.nn.Module:
+def last_stage_of(network: Any, outputs: int) -> torch.nn.Module:
     backbone = network.backbone
+    if hasattr(backbone, "blocks"):
+        return backbone.blocks[11:16] if outputs == 4 else backbone.blocks[5:11]
     if hasattr(backbone, "layer4"):
-        return backbone.layer4
-    return (backbone.layers if hasattr(backbone, "layers") else backbone.stages)[-1]
+        return getattr(backbone, f"layer{outputs}")
+    return (backbone.layers if hasattr(backbone, "layers") else backbone.stages)[outputs - 1]
+
+
+def test_g_hat_reads_all_features_but_the_last_from_the_segmentor() -> None:
+    config = segmentor("deeplabv3plus_lite0")
+    config.backbone.bn_momentum = 0.03
+    network = MODELS.build(config)
+    branch = SecondBranch(network, config, own_stage=True)
+    features = network.extract_feat(torch.randn(2, 3, 64, 96))
+    seen: list[torch.Tensor] = []
+    branch.head.register_forward_pre_hook(lambda head, inputs: seen.extend(inputs[0]))
+    branch(features)
+    assert all(own is theirs for own, theirs in zip(seen[:3], features[:3], strict=True))
+    assert [feature.shape[1] for feature in seen] == [24, 40, 112, 160]
+    blocks = list(branch.stage)
+    assert [block.project.conv.out_channels for block in blocks] == [96, 96, 96, 96, 160]
+    assert [block.expand.conv.in_channels for block in blocks] == [112, 96, 96, 96, 96]
+    for own, theirs in zip(blocks, network.backbone.blocks[11:], strict=True):
+        assert own.kind == theirs.kind
+        assert own.depthwise.norm.momentum == theirs.depthwise.norm.momentum == 0.03
+
+
+def frozen_norms(backbone: dict) -> dict:
+    """Return the config of a backbone whose normalization layers are frozen as far as its kind allows it."""
+    if backbone is LITE:
+        return backbone | dict(norm_eval=True)
+    if backbone is RESNET:
+        return backbone | dict(norm_cfg=dict(type="BN", requires_grad=False), norm_eval=True)
+    return backbone | dict(norm_cfg=dict(type="LN", requires_grad=False))
+
+
+def three_stage(backbone: dict) -> Any:
+    method = MODELS.build(dict(type="ThreeStage", segmentor=small(backbone)))
+    method.init_weights()
+    return method
+
+
+@FAMILIES
+def test_g_hat_s_normalization_learns_where_the_backbone_s_is_frozen(backbone: dict) -> None:
+    method = three_stage(frozen_norms(backbone)).train()
+    norms = [part for part in method.second.stage.modules() if isinstance(part, NORMS)]
+    assert norms
+    assert all(norm.training for norm in norms)
+    assert all(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+    theirs = [part for part in method.student.backbone.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert not any(norm.training for norm in theirs)
+    names = moved(method, batch())
+    frozen = {name for name, _ in method.named_buffers() if name.startswith("student.backbone.")}
+    assert not frozen & names
+    assert {
+        name for name, _ in method.named_buffers() if name.startswith("second.stage.") and "running_" in name
+    } <= names
+
+
+@FAMILIES
+def test_g_hat_learns_at_the_head_s_rate(backbone: dict) -> None:
+    """The recipes give a tenth to the pretrained backbone, by its name."""
+    method = three_stage(backbone)
+    config = load_named("three-stage/voc_1_8")
+    config.amp = False
+    groups = build_optim_wrapper(method, optim_wrapper(config)).optimizer.param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in method.named_parameters():
+        if not name.startswith("teacher."):
+            rate = 3e-6 if name.startswith("student.backbone.") else 3e-5
+            assert rates[id(parameter)] == pytest.approx(rate), name
+
+
+def test_g_hat_of_a_resnet_begins_as_a_backbone_without_pretraining() -> None:
+    """mmseg: Kaiming et al.'s normal distribution, 2 / fan-out; torch's own would be 1 / 3 / fan-in."""
+    stage = three_stage(RESNET).second.stage
+    convolutions = [part for part in stage.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert len(convolutions) == 9
+    for convolution in convolutions:
+        outputs = convolution.out_channels * convolution.kernel_size[0] ** 2
+        assert float(convolution.weight.detach().std()) == pytest.approx((2 / outputs) ** 0.5, rel=0.15)
+
+
+def test_checkpoints_that_call_g_hat_s_transformer_a_backbone_are_read() -> None:
+    stage = three_stage(MIT).second.stage
+    old = {name.replace("transformer.", "backbone."): value + 1 for name, value in stage.state_dict().items()}
+    stage.load_state_dict(old)
+    assert all(torch.equal(value, old["backbone." + name]) for name, value in stage.transformer.state_dict().items())
 
 
 def test_deeplabv2_on_a_resnet_is_cut_as_in_table_vii() -> None:
@@ -214,7 +311,7 @@ def test_deeplabv2_on_a_resnet_is_cut_as_in_table_vii() -> None:
     ("change", "reason"),
     [
         (dict(backbone=dict(type="MobileNetV2", out_indices=(1, 2, 4, 6))), "lack the stage before the last"),
-        (dict(backbone=dict(type="MobileNetV2", out_indices=(1, 2, 5, 6))), "only ResNet"),
+        (dict(backbone=dict(type="MobileNetV2", out_indices=(1, 2, 5, 6))), "narrow_last_stage"),
         (dict(decode_head=dict(in_index=[0, 1, 2, 2])), "reads feature 2"),
         (dict(neck=dict(type="FPN", in_channels=[16, 32, 64, 128], out_channels=16, num_outs=4)), "a neck"),
     ],

@@ -2,14 +2,19 @@
 
 Three-stage self-training, Sec. III-B and Table VII: g-tilde shares all blocks of the segmentor but the last, its ASPP;
 g-hat all but the last two, with half the channels in its own last stage (``conv6``). The paper shows ResNet-101; here
-every mmseg backbone with four stages is cut before the last one. ResNet and its variants repeat their own last stage;
-MiT and Swin get a one-stage transformer of the same kind on the shared feature.
+a backbone is cut before the last stage that it returns. ResNet and its variants repeat their own last stage; MiT and Swin
+get a one-stage transformer of the same kind on the shared feature. Any other backbone is cut if it has a method
+``narrow_last_stage(width)`` that returns a module and its number of channels, as ``EfficientNetLite`` has.
+
+g-hat's stage is random, so it is trained as a head is: at the head's learning rate, and with BatchNorm that learns and takes
+the statistics of its batch even where a recipe freezes the backbone's, which are those of its pretraining. The paper does not
+say which.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mmengine.model import BaseModule
@@ -89,17 +94,22 @@ def last_stage(backbone: nn.Module, config: Any, width: float) -> tuple[nn.Modul
 
     **Shape** of the stage: the feature before the last -> the last feature with fewer channels.
     """
+    own: Callable[[float], tuple[nn.Module, int]] | None = getattr(backbone, "narrow_last_stage", None)
+    if own is not None:
+        return own(width)
     if isinstance(backbone, ResNet):
         return _residual(backbone, width)
     if isinstance(backbone, MixVisionTransformer):
         return _mix_transformer(backbone, config, width)
     if isinstance(backbone, SwinTransformer):
         return _swin(backbone, config, width)
-    _refuse(config["type"], "only ResNet, MixVisionTransformer, SwinTransformer and their subclasses can be cut")
+    _refuse(
+        config["type"], "it has no narrow_last_stage, and is neither a ResNet, MixVisionTransformer nor SwinTransformer"
+    )
 
 
 def _residual(backbone: ResNet, width: float) -> tuple[nn.Module, int]:
-    number = backbone.num_stages - 1
+    number = backbone.out_indices[-1]
     expansion = backbone.block.expansion
     planes = round(backbone.base_channels * 2**number * width)
     stage = backbone.make_res_layer(
@@ -113,7 +123,7 @@ def _residual(backbone: ResNet, width: float) -> tuple[nn.Module, int]:
         avg_down=backbone.avg_down,
         with_cp=backbone.with_cp,
         conv_cfg=backbone.conv_cfg,
-        norm_cfg=backbone.norm_cfg,
+        norm_cfg=dict(backbone.norm_cfg, requires_grad=True),
         multi_grid=backbone.multi_grid,
         contract_dilation=backbone.contract_dilation,
         init_cfg=KAIMING,
@@ -122,44 +132,56 @@ def _residual(backbone: ResNet, width: float) -> tuple[nn.Module, int]:
 
 
 class OnlyFeature(BaseModule):
-    """A one-stage backbone that returns its only feature, not a list."""
+    """A one-stage transformer that returns its only feature, not a list.
 
-    def __init__(self, backbone: nn.Module) -> None:
+    Not called a backbone: recipes give parameters of that name the rate of pretrained ones.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.transformer = transformer
+        self.register_load_state_dict_pre_hook(_rename_backbone)
 
     def forward(self, feature: Tensor) -> Tensor:
-        return self.backbone(feature)[0]
+        return self.transformer(feature)[0]
+
+
+def _rename_backbone(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Accept checkpoints of version 0.1, in which the transformer was called a backbone."""
+    old = prefix + "backbone."
+    for name in [name for name in state_dict if name.startswith(old)]:
+        state_dict[f"{prefix}transformer.{name.removeprefix(old)}"] = state_dict.pop(name)
 
 
 def _mix_transformer(backbone: MixVisionTransformer, config: Any, width: float) -> tuple[nn.Module, int]:
-    heads = backbone.num_heads
-    narrow = max(round(heads[-1] * width), 1)
+    heads, number = backbone.num_heads, backbone.out_indices[-1]
+    narrow = max(round(heads[number] * width), 1)
     one = dict(
         config,
-        in_channels=backbone.embed_dims * heads[-2],
+        in_channels=backbone.embed_dims * heads[number - 1],
         embed_dims=backbone.embed_dims,
         num_stages=1,
         out_indices=(0,),
-        num_layers=[backbone.num_layers[-1]],
+        num_layers=[backbone.num_layers[number]],
         num_heads=[narrow],
-        **{key: [getattr(backbone, key)[-1]] for key in ("patch_sizes", "strides", "sr_ratios")},
+        **{key: [getattr(backbone, key)[number]] for key in ("patch_sizes", "strides", "sr_ratios")},
     )
     return OnlyFeature(MODELS.build(_untrained(one))), backbone.embed_dims * narrow
 
 
 def _swin(backbone: SwinTransformer, config: Any, width: float) -> tuple[nn.Module, int]:
-    heads = config.get("num_heads", (3, 6, 12, 24))[-1]
+    number = backbone.out_indices[-1]
+    heads = config.get("num_heads", (3, 6, 12, 24))[number]
     narrow = max(round(heads * width), 1)
-    channels = backbone.num_features[-1] // heads * narrow
+    channels = backbone.num_features[number] // heads * narrow
     # Patch merging (2 x 2 pixels into one) is a patch embedding of the shared feature.
     one = dict(
         config,
-        in_channels=backbone.num_features[-2],
+        in_channels=backbone.num_features[number - 1],
         embed_dims=channels,
         patch_size=2,
         strides=(2,),
-        depths=(config.get("depths", (2, 2, 6, 2))[-1],),
+        depths=(config.get("depths", (2, 2, 6, 2))[number],),
         num_heads=(narrow,),
         out_indices=(0,),
         use_abs_pos_embed=False,
@@ -169,5 +191,6 @@ def _swin(backbone: SwinTransformer, config: Any, width: float) -> tuple[nn.Modu
 
 
 def _untrained(config: dict[str, Any]) -> dict[str, Any]:
-    """Remove the pretrained weights, which have the full width."""
-    return {key: value for key, value in config.items() if key not in ("pretrained", "init_cfg")}
+    """Remove the pretrained weights, which have the full width, and let normalization layers learn."""
+    kept = {key: value for key, value in config.items() if key not in ("pretrained", "init_cfg")}
+    return kept | (dict(norm_cfg=dict(kept["norm_cfg"], requires_grad=True)) if kept.get("norm_cfg") else {})
