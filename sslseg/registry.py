@@ -17,6 +17,7 @@ LOCATIONS = {
     "MODELS": ["sslseg.methods", "sslseg.networks"],
     "TRANSFORMS": ["sslseg.data.randaugment", "sslseg.data.transforms"],
     "OPTIM_WRAPPER_CONSTRUCTORS": ["sslseg.engine.optimizers"],
+    "TASK_UTILS": ["sslseg.networks"],
 }
 
 # One child for each of mmseg's registries: mmengine looks for everything it builds in the default scope first.
@@ -27,6 +28,7 @@ REGISTRIES = {
 }
 MODELS = REGISTRIES["MODELS"]
 TRANSFORMS = REGISTRIES["TRANSFORMS"]
+TASK_UTILS = REGISTRIES["TASK_UTILS"]
 
 
 @functools.cache

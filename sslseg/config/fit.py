@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sslseg.config.files import unscoped
 from sslseg.errors import UserError
+from sslseg.registry import MODELS
 
 RANDOM = "random"  # the source of weights that come from nowhere
 
@@ -22,7 +24,10 @@ def heads(model: Any) -> Iterator[Any]:
 
 
 def fit_model(model: Any, *, num_classes: int, ignore_index: int) -> Any:
-    """Set the class count and the ignore index of every head; binary one-channel heads become softmax heads."""
+    """Set the class count and the ignore index of every head; binary one-channel heads become softmax heads.
+
+    Losses that can average over labeled pixels do: their ``avg_non_ignore`` becomes True.
+    """
     from mmengine.config import ConfigDict
 
     model = unscoped(ConfigDict(copy.deepcopy(model)))
@@ -36,6 +41,8 @@ def fit_model(model: Any, *, num_classes: int, ignore_index: int) -> Any:
         for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
             if binary and loss.get("use_sigmoid"):
                 loss["use_sigmoid"] = False
+            if _has_setting(loss, "avg_non_ignore"):
+                loss["avg_non_ignore"] = True
             weights = loss.get("class_weight")
             if isinstance(weights, (list, tuple)) and len(weights) != num_classes:
                 raise UserError(
@@ -50,6 +57,12 @@ def fit_model(model: Any, *, num_classes: int, ignore_index: int) -> Any:
     model["train_cfg"] = ConfigDict(model.get("train_cfg") or {})
     model["test_cfg"] = ConfigDict(mode="whole")
     return model
+
+
+def _has_setting(loss: Any, name: str) -> bool:
+    """Return whether the class that the config of a loss names has this setting."""
+    found = MODELS.get(loss["type"]) if isinstance(loss.get("type"), str) else loss.get("type")
+    return found is not None and name in inspect.signature(found).parameters
 
 
 def weights_source(model: Any, pretrained: str) -> str:
