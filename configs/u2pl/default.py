@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/models/deeplabv3plus_lite0.py',
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
@@ -7,6 +7,7 @@ _base_ = [
 # 10 to 12.
 method = dict(
     type='U2PL',
+    mix_prob=1.0,
     unlabeled_weight=0.5,
     warmup=0.25,
     contrast=dict(dim=64, queue_size=5000, background_queue_size=5000))

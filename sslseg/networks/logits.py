@@ -1,18 +1,13 @@
-"""The logits of a segmentor at the size of its images, and the features before its classifier."""
+"""The logits of a segmentor at the size of its images."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
-
-from sslseg.errors import UserError
 
 
 def resize_logits(logits: Tensor, size: tuple[int, ...], *, align_corners: bool) -> Tensor:
@@ -36,28 +31,6 @@ def encoder_width(segmentor: EncoderDecoder) -> int:
         features = segmentor.eval().extract_feat(torch.zeros(1, 3, 64, 64))
     segmentor.train(was_training)
     return features[-1].shape[1]
-
-
-def classifier_width(head: BaseDecodeHead) -> int:
-    """Return how many channels the classifier of a decode head reads; a head without one is a UserError."""
-    if not isinstance(getattr(head, "conv_seg", None), nn.Module):
-        raise UserError(
-            f"model.decode_head {type(head).__name__} has no single classifier whose features could be compared; use a"
-            " model with another head"
-        )
-    return head.channels
-
-
-@contextlib.contextmanager
-def before_classifier(head: BaseDecodeHead) -> Iterator[list[Tensor]]:
-    """Collect what enters the classifier of a decode head (before its dropout) whenever the head is called."""
-    seen: list[Tensor] = []
-    first = head.dropout if head.dropout is not None else head.conv_seg
-    handle = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def head_outputs(segmentor: EncoderDecoder, images: Tensor, *heads: nn.Module) -> list[Tensor]:

@@ -23,6 +23,7 @@ def made(confidence: list[float] | None = None, **more: Any) -> Equalizer:
     equalizer = Equalizer(CLASSES, **SETTINGS | more)
     if confidence is not None:
         equalizer.confidence.copy_(torch.tensor(confidence))
+        equalizer.observations.fill_(1000)
     return equalizer
 
 
@@ -45,6 +46,30 @@ def test_confidence_is_the_ema_of_the_true_class_s_probability() -> None:
     equalizer.observe(probabilities, labels)
     assert equalizer.confidence.tolist() == pytest.approx(expected, abs=1e-6)
     assert expected[3] == pytest.approx(0.4)
+
+
+def test_the_confidence_is_unbiased_from_the_first_observation() -> None:
+    """A class's mean until the EMA decay is reached, however late it is first seen."""
+    equalizer = made()
+    observed: list[list[float]] = [[] for _ in range(CLASSES)]
+    for iteration in range(60):
+        probabilities = torch.randn(2, CLASSES, 5, 6).softmax(1)
+        labels = torch.randint(0, CLASSES - 1, (2, 5, 6))
+        if iteration < 7:
+            labels[labels == 1] = 0
+        equalizer.observe(probabilities, labels)
+        for c in set(labels.flatten().tolist()):
+            observed[c].append(float(probabilities[:, c][labels == c].mean()))
+        for c in range(CLASSES):
+            seen = observed[c]
+            if len(seen) <= 10:  # 1 - 1 / k is at most the decay
+                assert equalizer.confidence[c] == pytest.approx(sum(seen) / max(len(seen), 1), abs=1e-6)
+            else:
+                expected = sum(seen[:10]) / 10
+                for value in seen[10:]:
+                    expected = 0.9 * expected + 0.1 * value
+                assert equalizer.confidence[c] == pytest.approx(expected, abs=1e-6)
+    assert equalizer.observations.tolist() == [60, 53, 60, 0]
 
 
 def test_under_performing_classes_are_sampled_and_learned_more_often() -> None:

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 
 from sslseg.functional.consistency import cross_entropy
-from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
+from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.ael.equalizer import Equalizer
 from sslseg.methods.base import Batch, SemiSegmentor, View, data_sample, move_targets
 from sslseg.methods.ema import Teacher
@@ -48,7 +48,7 @@ class AEL(SemiSegmentor):
         segmentor: dict[str, Any],
         weight: Annotated[float, "Weight of the unlabeled images once ramped up."] = 1.0,
         rampup: Annotated[Duration, "Duration over which the weight grows."] = 0.0,
-        decay: Annotated[float, "EMA decay of the teacher."] = 0.99,
+        decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
         equalizer: Annotated[Mapping[str, Any], Equalizer, "Settings of the equalization."] = DEFAULTS,
     ) -> None:
         super().__init__(segmentor=segmentor)

@@ -20,7 +20,9 @@ Wang et al., Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Label
 
 Choices where the paper and the official implementation differ, or are silent:
 - Labels come from the weak view and are mixed with the images; entropy, probabilities and keys are those of the mixed
-  images, as in Algorithm 1. The teacher is always in evaluation mode, and during the warm start it equals the student.
+  images, as in Algorithm 1. As in the implementation, all images of an iteration are mixed, or none (``mix_prob``).
+- The teacher is always in evaluation mode and averaged from the first iteration, Sec. 3.1; the warm start only leaves L_u
+  and L_c out. ``teacher_warmup="copy"`` copies the student until then: a teacher of one snapshot.
 - As in the implementation, L_u is the mean over reliable pixels, and the contrast has the resolution of the features.
 - Unlabeled anchors are all reliable pixels, Eq. (10); there only the alpha_t most confident. M and N are the paper's.
 - Eq. (4) is averaged over the classes that have both anchors and negatives. Anchors of all processes make z+, and
@@ -39,9 +41,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslseg.functional.confidence import normalized_entropy
-from sslseg.functional.consistency import cross_entropy
+from sslseg.functional.consistency import DISTANCES
 from sslseg.functional.mixing import mixed
-from sslseg.functional.schedule import Duration, duration
+from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.ael.equalizer import Equalizer
 from sslseg.methods.ael.method import copy_paste
 from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
@@ -58,8 +60,8 @@ from sslseg.methods.u2pl.partition import (
     negative_classes,
     partition_pixels,
 )
-from sslseg.methods.u2pl.projection import Projection
-from sslseg.networks.logits import before_classifier, head_outputs
+from sslseg.methods.u2pl.projection import Projection, classifier_blocks, shared_features
+from sslseg.networks.logits import head_outputs
 from sslseg.registry import MODELS
 from sslseg.settings import DEFAULTS, checked
 
@@ -89,7 +91,15 @@ class U2PL(SemiSegmentor):
             Literal["cutmix", "cutout", "classmix", "ael", "none"],
             "How unlabeled images are mixed; `ael` turns on all that `equalizer` does, also with labeled images.",
         ] = "cutmix",
+        mix_prob: Annotated[
+            float, "Probability that the unlabeled images of an iteration are mixed; `ael` mixes always."
+        ] = 0.5,
         unlabeled_weight: Annotated[float, "eta: base weight of L_u."] = 1.0,
+        rampup: Annotated[Duration, "Duration after the warm start over which eta grows."] = 0.0,
+        consistency: Annotated[
+            Literal["hard", "ce"],
+            "L_u: cross entropy with the teacher's class (`hard`), Eq. (3), or with its distribution (`ce`).",
+        ] = "hard",
         alpha: Annotated[float, "alpha_0: initial proportion of unreliable pixels."] = 0.2,
         dynamic_alpha: Annotated[
             bool, "Dynamic partition adjustment: alpha falls to 0 epoch by epoch, Eq. (7)."
@@ -97,7 +107,11 @@ class U2PL(SemiSegmentor):
         warmup: Annotated[
             Duration, "Warm start: duration of training on labeled images only; the paper's 1 epoch is that on VOC."
         ] = "1 epoch",
-        decay: Annotated[float, "EMA decay of the teacher."] = 0.99,
+        decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
+        teacher_warmup: Annotated[
+            Literal["average", "copy"],
+            "During the warm start the teacher is the EMA already, or a copy of the student.",
+        ] = "average",
         contrast_weight: Annotated[float, "lambda_c; 0 leaves L_c out."] = 0.1,
         threshold: Annotated[float, "delta_p: probability that the class of an anchor must exceed."] = 0.3,
         ranks: Annotated[
@@ -110,9 +124,10 @@ class U2PL(SemiSegmentor):
         equalizer: Annotated[Mapping[str, Any], Equalizer, "Settings of AEL, where `mix` is `ael`."] = DEFAULTS,
     ) -> None:
         super().__init__(segmentor=segmentor)
-        self.mix, self.unlabeled_weight, self.alpha, self.dynamic_alpha = mix, unlabeled_weight, alpha, dynamic_alpha
-        self.warmup = duration(warmup, name="warmup")
-        decays = [(self.warmup, decay)]
+        self.mix, self.mix_prob, self.distance = mix, mix_prob, DISTANCES[consistency]
+        self.unlabeled_weight, self.alpha, self.dynamic_alpha = unlabeled_weight, alpha, dynamic_alpha
+        self.warmup, self.rampup = duration(warmup, name="warmup"), duration(rampup, name="rampup")
+        decays = [(0.0 if teacher_warmup == "average" else self.warmup, decay)]
         self.teacher: Teacher = Teacher(self.student, decays)
         self.contrast_weight, self.threshold = contrast_weight, threshold
         self.reliability: Reliability = reliability
@@ -126,6 +141,12 @@ class U2PL(SemiSegmentor):
             if ranks is not None and self.ranks != tuple(ranks):
                 self.messages.append(
                     f"probability rank thresholds are {self.ranks}, not {tuple(ranks)}, for {classes} classes"
+                )
+            head = self.student.decode_head
+            if classifier_blocks(head) is None:
+                self.messages.append(
+                    f"the representation head reads what enters the classifier: {type(head).__name__} names no blocks of"
+                    " the segmentation head beside which it could lie"
                 )
             size = self.contrast.bank.bytes / 2**20
             self.messages.append(f"memory bank: {classes} queues on the training device, at most {size:.0f} MiB in all")
@@ -148,8 +169,16 @@ class U2PL(SemiSegmentor):
         if not self.dynamic_alpha:
             return self.alpha
         return dynamic_proportion(
-            self.alpha, progress=self.progress, epochs=self.iterations / self.iterations_per_epoch
+            self.alpha,
+            iteration=self.iteration,
+            iterations=self.iterations,
+            iterations_per_epoch=self.iterations_per_epoch,
         )
+
+    def current_eta(self) -> float:
+        """Return eta, which may grow once the warm start is over."""
+        progress = self.progress - self.fraction(self.warmup)
+        return self.unlabeled_weight * sigmoid_rampup(progress, self.fraction(self.rampup))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
@@ -161,19 +190,19 @@ class U2PL(SemiSegmentor):
             return losses | self.zero_contrast()
         number = len(labeled["inputs"])
         images, targets, valid = self.mix_images(strong, move_targets(self.teacher(weak["inputs"]), strong))
-        confidence, pseudo_labels = targets.max(dim=1)
-        with before_classifier(self.student.decode_head) as features:
+        with shared_features(self.student.decode_head) as features:
             losses, logits, _ = self.supervise(labeled, images)  # Eq. (2)
         self.observe(logits[:number], labeled)
-        with before_classifier(self.teacher.network.decode_head) as key_features:
+        with shared_features(self.teacher.network.decode_head) as key_features:
             key_logits = self.teacher_logits(torch.cat((labeled["inputs"], images)))
 
         entropy = normalized_entropy(self.full_size(key_logits[number:], like=images).softmax(dim=1))  # Eq. (5)
         alpha = self.current_alpha()
-        partition = partition_pixels(entropy, pseudo_labels, valid, alpha=alpha, reliability=self.reliability)
+        labels = targets.argmax(dim=1)
+        partition = partition_pixels(entropy, labels, valid, alpha=alpha, reliability=self.reliability)
 
-        weight = adaptive_weight(partition.reliable, self.unlabeled_weight)
-        losses["loss_unlabeled"] = weight * self.unsupervised_loss(logits[number:], partition, confidence)
+        weight = adaptive_weight(partition.reliable, self.current_eta())
+        losses["loss_unlabeled"] = weight * self.unsupervised_loss(logits[number:], targets, partition.reliable)
 
         if self.contrast_weight:
             vectors, keys = self.project(features[0], key_features[0])
@@ -194,11 +223,13 @@ class U2PL(SemiSegmentor):
 
     def mix_images(self, view: View, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed unlabeled images, the teacher's probabilities for them and their valid mask."""
-        images, valid = view["inputs"], view["valid"]
+        plain = view["inputs"], targets, view["valid"]
         if self.equalizer is not None:
-            return self.equalizer.mix(images, targets, valid)
-        if self.mix != "none":
-            return mixed(self.mix, images, targets, valid)
+            return self.equalizer.mix(*plain)
+        if self.mix == "none":
+            return plain
+        chosen = torch.rand(1, device=targets.device) < self.mix_prob  # an `if` would synchronize
+        images, targets, valid = map(torch.where, [chosen] * 3, mixed(self.mix, *plain), plain)
         return images, targets, valid
 
     @torch.no_grad()
@@ -207,15 +238,15 @@ class U2PL(SemiSegmentor):
         network = self.teacher.network
         return network.decode_head(network.extract_feat(images))
 
-    def unsupervised_loss(self, logits: Tensor, partition: Partition, confidence: Tensor) -> Tensor:
+    def unsupervised_loss(self, logits: Tensor, targets: Tensor, reliable: Tensor) -> Tensor:
         """Return L_u.
 
-        **Shape**: N x C x H x W, N x H x W each -> scalar.
+        **Shape**: N x C x H x W twice and N x H x W bool -> scalar.
         """
-        weights = partition.reliable.float()
+        weights = reliable.float()
         if self.equalizer is not None:
-            weights = weights * self.equalizer.weights(logits.detach().argmax(dim=1), confidence)
-        return cross_entropy(logits, partition.labels, weights)  # Eq. (3)
+            weights = weights * self.equalizer.weights(logits.detach().argmax(dim=1), targets.amax(dim=1))
+        return self.distance(logits, targets, weights)  # Eq. (3)
 
     def project(self, features: Tensor, key_features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the student's vectors z and the teacher's keys.
@@ -243,9 +274,9 @@ class U2PL(SemiSegmentor):
 
     def bare_passes(self, batch: Batch) -> list[Tensor]:
         images = torch.cat([batch[name]["inputs"] for name in ("labeled_weak", "unlabeled_strong")])
-        with before_classifier(self.student.decode_head) as features:
+        with shared_features(self.student.decode_head) as features:
             outputs = head_outputs(self.student, images)
-        with before_classifier(self.teacher.network.decode_head) as key_features:
+        with shared_features(self.teacher.network.decode_head) as key_features:
             self.teacher_logits(torch.cat((images, batch["unlabeled_weak"]["inputs"])))
         if not self.contrast_weight:
             return outputs

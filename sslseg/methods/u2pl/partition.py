@@ -29,9 +29,15 @@ class Partition(NamedTuple):
     negative: Tensor  # bool: where negatives may come from
 
 
-def dynamic_proportion(initial: float, *, progress: float, epochs: float) -> float:
-    """Return alpha_t, the proportion of unreliable pixels, from alpha_0; it changes at the start of each epoch."""
-    return initial * (1.0 - int(progress * epochs) / epochs)  # Eq. (7)
+def dynamic_proportion(initial: float, *, iteration: int, iterations: int, iterations_per_epoch: int) -> float:
+    """Return alpha_t, the proportion of unreliable pixels, from alpha_0; it changes at the start of each epoch.
+
+    Args:
+        iteration: the present one, from 0.
+        iterations: of the whole training, which may end within an epoch.
+    """
+    epoch = iteration // iterations_per_epoch
+    return initial * (1.0 - epoch * iterations_per_epoch / iterations)  # Eq. (7)
 
 
 def quantile(values: Tensor, valid_mask: Tensor, fraction: float) -> Tensor:
