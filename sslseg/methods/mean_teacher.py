@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sslseg.functional.consistency import DISTANCES
-from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
+from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.methods.ema import Teacher
 from sslseg.methods.gct.flaw_detector import FlawDetector
@@ -53,7 +53,7 @@ class MeanTeacher(SemiSegmentor):
         ] = "mse",
         weight: Annotated[float, "Weight of the consistency once ramped up."] = 1.0,
         rampup: Annotated[Duration, "Duration over which the weight grows."] = 0.1,
-        decay: Annotated[float, "EMA decay of the teacher."] = 0.99,
+        decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
         detector: Annotated[
             dict[str, Any] | None, FlawDetector, "Settings of a flaw detector (GCT, Sec. 4.5); None: without one."
         ] = None,
@@ -73,8 +73,9 @@ class MeanTeacher(SemiSegmentor):
             predictions = self.task.activate(logits.detach())
             with torch.no_grad():
                 pair = torch.cat((predictions[number:], targets))
-                student, teacher = self.detector(strong["inputs"], pair).chunk(2)
-                valid = valid & ~(clean_up(teacher) > clean_up(student))[:, 0]
+                flaws = torch.cat(self.detector(strong["inputs"], pair).chunk(2), dim=1)
+                student_flaws, teacher_flaws = clean_up(flaws, valid[:, None]).unbind(dim=1)
+                valid = valid & ~(teacher_flaws > student_flaws)
             truth = flaw_target(predictions[:number], labeled["labels"], self.task.valid_mask(labeled))
             losses["loss_detector"] = self.detector.loss(
                 labeled["inputs"], predictions[:number], truth, self.task.valid_mask(labeled)

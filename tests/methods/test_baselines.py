@@ -152,7 +152,7 @@ def test_the_teacher_is_followed_where_the_flaw_detector_trusts_it() -> None:
     predictions, targets = logits_of(method, images).softmax(1), method.teacher(weak["inputs"])
     with torch.no_grad():
         flaws = method.detector(weak["inputs"].repeat(2, 1, 1, 1), torch.cat((predictions[2:], targets))).chunk(2)
-    student, teacher = map(clean_up, flaws)
+    student, teacher = (clean_up(flaw, weak["valid"][:, None]) for flaw in flaws)
     followed = weak["valid"] & (teacher <= student)[:, 0]
     assert 0 < followed.sum() < weak["valid"].sum()
     squares = (predictions[2:] - targets).square().mean(1)[followed]

@@ -90,15 +90,48 @@ def test_ignored_pixels_spread_nothing() -> None:
 @pytest.mark.parametrize("size", [(32, 32), (17, 40)])
 def test_a_predicted_map_is_cleaned_up(size: tuple[int, int]) -> None:
     torch.manual_seed(1)
-    maps = torch.randn(3, 1, *size)
+    maps = torch.randn(3, 2, *size)
     maps[1] *= 0.02
     got = clean_up(maps)
     for n in range(3):
-        smooth = slow_blur(maps[n, 0].clamp_min(0).double().numpy(), 16)
-        expected = slow_norm(smooth) if smooth.max() > 0.1 else np.zeros(size)
-        np.testing.assert_allclose(got[n, 0].numpy(), expected, atol=1e-5)
+        for k in range(2):
+            smooth = slow_blur(maps[n, k].clamp_min(0).double().numpy(), 16)
+            expected = slow_norm(smooth) if smooth.max() > 0.1 else np.zeros(size)
+            np.testing.assert_allclose(got[n, k].numpy(), expected, atol=1e-5)
     assert (got[1] == 0).all()
-    assert got[0].max() == pytest.approx(1)
+    assert got[0].amax((1, 2)).tolist() == pytest.approx([1, 1])
+
+
+def test_padding_changes_nothing_in_a_cleaned_map() -> None:
+    """Images of several sizes in one batch, each padded to 95 x 95, as alone: their kernels have one size."""
+    torch.manual_seed(4)
+    padded, valid_mask = 5 * torch.rand(3, 2, 95, 95), torch.zeros(3, 1, 95, 95, dtype=torch.bool)
+    alone = [torch.rand(1, 2, *size) for size in ((64, 95), (70, 66), (95, 95))]
+    for n, maps in enumerate(alone):
+        height, width = maps.shape[2:]
+        padded[n, :, :height, :width], valid_mask[n, :, :height, :width] = maps[0], True
+    got = clean_up(padded, valid_mask)
+    for n, maps in enumerate(alone):
+        height, width = maps.shape[2:]
+        torch.testing.assert_close(got[n, :, :height, :width], clean_up(maps)[0], atol=1e-5, rtol=0)
+        assert (got[n].where(~valid_mask[n], 0) == 0).all()
+    assert (clean_up(padded, torch.zeros_like(valid_mask)) == 0).all()
+
+
+def test_ignored_pixels_enter_neither_blur_nor_stretch() -> None:
+    torch.manual_seed(5)
+    size = (36, 24)
+    maps, valid_mask = torch.randn(2, 1, *size), torch.rand(2, 1, *size) > 0.3
+    valid_mask[..., -1, :] = valid_mask[..., -1] = True
+    maps = maps.where(valid_mask, 9.0)
+    got = clean_up(maps, valid_mask)
+    for n in range(2):
+        counts = valid_mask[n, 0].double().numpy()
+        inside = counts > 0
+        sums = slow_blur(maps[n, 0].clamp_min(0).double().numpy() * counts, 16)
+        smooth = (sums / slow_blur(counts, 16).clip(1e-9))[inside]
+        np.testing.assert_allclose(got[n, 0].numpy()[inside], slow_norm(smooth), atol=1e-5)
+        assert (got[n, 0].numpy()[~inside] == 0).all()
 
 
 def test_masks_follow_their_equations_pixel_by_pixel() -> None:

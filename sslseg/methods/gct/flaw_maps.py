@@ -4,7 +4,9 @@ Ke, Qiu, Li, Yan and Lau, Guided Collaborative Training for Pixel-wise Semi-Supe
 3.4 and Appendix A. Where the paper is silent, as in the official implementation: a kernel's size is a fraction of the
 image's, made odd by adding 1, for height and width separately; its standard deviation is 0.3 ((k - 1) / 2 - 1) + 0.8; borders
 are reflected; a predicted map is clamped, blurred by a sixteenth of the image and taken as empty where its maximum is at
-most 0.1. There ignored pixels count as half a flaw; here they have no flaw and spread none.
+most 0.1. There ignored pixels count as half a flaw; here they have no flaw and spread none, and since the detector never
+learns on padding and ignored pixels, a predicted map is blurred and stretched over the others alone. The kernel is Gaussian to its end;
+there its tails are folded back into it, which changes C by at most 0.004.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def blur(maps: Tensor, part: int) -> Tensor:
 
     Two products of matrices: kernels are so long that a separable convolution is not faster.
 
-    **Shape**: N x 1 x H x W -> the same, float32.
+    **Shape**: N x K x H x W -> the same, float32.
     """
     height, width = maps.shape[-2:]
     with torch.autocast(maps.device.type, enabled=False):
@@ -98,13 +100,39 @@ def spread_errors(errors: Tensor, valid_mask: Tensor, *, nu: int) -> Tensor:
     return normalize(flaws)
 
 
-def clean_up(maps: Tensor) -> Tensor:
+def reflect_into_padding(maps: Tensor, valid_mask: Tensor) -> Tensor:
+    """Continue maps behind the last row and column that hold valid pixels, reflected as ``blur`` does at borders.
+
+    **Shape**: N x K x H x W and N x 1 x H x W bool -> N x K x H x W.
+    """
+    for dim, across in ((2, 3), (3, 2)):
+        index = torch.arange(maps.shape[dim], device=maps.device).unflatten(0, (-1, 1) if dim == 2 else (1, -1))
+        last = (index * valid_mask.any(dim=across, keepdim=True)).amax(dim=dim, keepdim=True)
+        source = torch.where(index > last, 2 * last - index, index).clamp_min(0)
+        maps = maps.gather(dim, source.expand_as(maps))
+    return maps
+
+
+@torch.no_grad()
+def clean_up(maps: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     """Post-process a detector's output so that maps can be compared: clamp, blur, all 0 where faint, else stretch to [0, 1].
 
-    **Shape**: N x 1 x H x W -> the same.
+    Only valid pixels enter the blur, minimum and maximum, and the others become 0: padding changes nothing.
+
+    Args:
+        maps: those of K models for each image.
+        valid_mask: None: all pixels are valid.
+
+    **Shape**: N x K x H x W and N x 1 x H x W bool -> N x K x H x W.
     """
-    smooth = blur(maps.clamp_min(0.0), 16)
-    return normalize(smooth) * (smooth.amax(dim=(1, 2, 3), keepdim=True) > FAINTEST)
+    if valid_mask is None:
+        valid_mask = torch.ones_like(maps[:, :1], dtype=torch.bool)
+    values = maps.float().clamp_min(0.0).where(valid_mask, 0.0)
+    blurred = blur(reflect_into_padding(torch.cat((values, valid_mask), dim=1), valid_mask), 16)
+    smooth = blurred[:, :-1] / blurred[:, -1:].clamp_min(1e-6)
+    low = smooth.where(valid_mask, torch.inf).amin(dim=(2, 3), keepdim=True)
+    high = smooth.where(valid_mask, 0.0).amax(dim=(2, 3), keepdim=True)
+    return ((smooth - low) / (high - low + 1e-9)).where(valid_mask & (high > FAINTEST), 0.0)
 
 
 def exceeding_to_one(maps: Tensor, xi: float) -> Tensor:

@@ -122,7 +122,7 @@ class GCT(SemiSegmentor):
         # L_fc's gradient passes through the detector to the predictions.
         with frozen(self.detector), torch.set_grad_enabled(bool(self.correction_weight)):
             flaws = self.detector(images, torch.cat(predictions)).chunk(2)
-        maps = [clean_up(flaw.detach()) for flaw in flaws]
+        maps = clean_up(torch.cat(flaws, dim=1), valid_mask).split(1, dim=1)
         if self.consistency_weight:
             guides = [exceeding_to_one(flaw, self.threshold) for flaw in maps]  # Eq. (4)
             weight = self.consistency_weight * self.ramp(self.progress, self.fraction(self.rampup))
@@ -162,4 +162,8 @@ class GCT(SemiSegmentor):
         predictions = valid_mask.new_full(
             (len(valid_mask), self.task.channels, *valid_mask.shape[2:]), 0.1, dtype=torch.float
         )
-        return {"C": lambda: flaw_target(predictions, both["labels"], valid_mask)}
+        maps = predictions[:, :1].unflatten(0, (2, -1))[:, :, 0].transpose(0, 1).repeat(2, 1, 1, 1)
+        return {
+            "C": lambda: flaw_target(predictions, both["labels"], valid_mask),
+            "clean-up": lambda: clean_up(maps, valid_mask),
+        }
