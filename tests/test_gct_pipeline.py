@@ -27,6 +27,11 @@ def run(workspace: Path, sslseg: Sslseg) -> Path:
     return sslseg("train", "--method", "gct", *SHORT).path
 
 
+def test_the_detector_can_learn_from_strong_views(workspace: Path, sslseg: Sslseg) -> None:
+    run = sslseg("train", "--config", "gct/default_strong", *SHORT).path
+    assert load(run / "config.py").method.detector_view == "strong"
+
+
 @pytest.mark.slow
 def test_the_steps_follow_each_other(run: Path, sslseg: Sslseg) -> None:
     path = sslseg(

@@ -90,6 +90,35 @@ def test_the_detector_learns_c_of_both_predictions() -> None:
     )
 
 
+def test_the_detector_can_learn_from_the_errors_on_a_strong_view() -> None:
+    """C(|T^k(A x_l) - B y|) where B y is a class; the models neither learn from A x_l nor let it into their statistics."""
+    method = build("GCT", **SETTINGS | dict(detector_view="strong"))
+    assert method.views == {"labeled": ("weak", "strong"), "unlabeled": ("weak",)}
+    given = batch()
+    with_strong = given | dict(labeled_strong=labeled_view())
+    strong = with_strong["labeled_strong"]
+    strong["labels"][:, :, 30:] = IGNORE
+    valid = (strong["labels"] != IGNORE)[:, None].repeat(2, 1, 1, 1)
+    truth = F.one_hot(strong["labels"].where(valid[:2, 0], 0), CLASSES).permute(0, 3, 1, 2).repeat(2, 1, 1, 1)
+    losses = method.loss(with_strong)
+    plain = build("GCT", **SETTINGS)
+    others = plain.loss(given)
+    for name, value in others.items():
+        assert name == "loss_detector" or torch.equal(losses[name], value)
+    for side in ("student", "right"):
+        for name, value in getattr(plain, side).named_buffers():
+            assert torch.equal(getattr(method, side).get_buffer(name), value), name
+    with torch.no_grad():
+        _, own = outputs(method.eval(), dict(strong=strong))
+        targets = spread_errors(0.5 * (torch.cat(own) - truth).abs().sum(1, keepdim=True), valid, nu=1)
+        flaws = method.train().detector(strong["inputs"].repeat(2, 1, 1, 1), torch.cat(own))
+    torch.testing.assert_close(losses["loss_detector"], (flaws - targets).square()[valid].mean(), rtol=1e-4, atol=1e-5)
+    assert gradients(method, with_strong, "loss_detector") == {
+        f"detector.{n}" for n, _ in method.detector.named_parameters()
+    }
+    assert len(method.bare_passes(with_strong)) == len(plain.bare_passes(given))
+
+
 def gradients(method: Any, given: dict, *names: str) -> set[str]:
     """Return which parameters these losses alone would move."""
     method.zero_grad(set_to_none=True)

@@ -21,6 +21,8 @@ Where the paper is silent: sums are means over pixels and channels without the h
 to which the lambdas belong. A detector's map is clamped, blurred and stretched before Eq. (4) (``flaw_maps.clean_up``); L_fc
 takes it unchanged. The halves are left out of L_F as well, which makes no difference to Adam. Both models see the same weak
 view; their initial weights, and dropout, differ. Padding, and pixels without a label, are ignored by every constraint.
+Not in the paper: with ``detector_view="strong"``, F learns C(|T^k(A x_l) - B y|) of a strong view A x_l, B moving the labels along:
+the models have learned the labeled images by heart, and F is to judge them on others.
 Left is validated and exported; ``sslseg pseudolabel`` fuses both.
 """
 
@@ -39,11 +41,11 @@ from torch import Tensor
 from sslseg.functional.consistency import mean
 from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
 from sslseg.inference import Predictor
-from sslseg.methods.base import Batch, SemiSegmentor, frozen
+from sslseg.methods.base import Batch, SemiSegmentor, View, frozen
 from sslseg.methods.gct.flaw_detector import FlawDetector
 from sslseg.methods.gct.flaw_maps import both_flawed, clean_up, exceeding_to_one, flaw_target, learns_from_other
 from sslseg.methods.gct.predictor import SIDES, FusedPredictor
-from sslseg.networks.logits import head_outputs
+from sslseg.networks.logits import head_outputs, logits_of
 from sslseg.registry import MODELS
 from sslseg.settings import DEFAULTS, checked
 
@@ -84,6 +86,11 @@ class GCT(SemiSegmentor):
         threshold: Annotated[float, "xi: a flaw above it counts as a complete flaw."] = 0.6,
         rampup: Annotated[Duration, "Duration over which L_dc grows."] = "3 epochs",
         rampup_shape: Annotated[Literal["cosine", "sigmoid"], "How L_dc grows."] = "cosine",
+        detector_view: Annotated[
+            Literal["weak", "strong"],
+            "Whose predictions the detector learns from: those of the labeled images as the models learn them, or (not in the"
+            " paper) of their strong view, where the models err as on unlabeled images.",
+        ] = "weak",
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.right: BaseModule = MODELS.build(right or segmentor)
@@ -91,8 +98,11 @@ class GCT(SemiSegmentor):
         self.consistency_weight, self.correction_weight = consistency_weight, correction_weight
         self.threshold = threshold
         self.rampup, self.ramp = duration(rampup, name="rampup"), RAMPUPS[rampup_shape]
-        if not (consistency_weight or correction_weight):
-            self.views = {"labeled": ("weak",)}  # type: ignore[misc]
+        self.detector_view = detector_view
+        views: dict[str, tuple[str, ...]] = {"labeled": ("weak",) if detector_view == "weak" else ("weak", "strong")}
+        if consistency_weight or correction_weight:
+            views["unlabeled"] = ("weak",)
+        self.views = views  # type: ignore[misc]
 
     @property
     def left(self) -> EncoderDecoder:
@@ -111,7 +121,22 @@ class GCT(SemiSegmentor):
             images = torch.cat((labeled["inputs"], unlabeled["inputs"]))
             valid_mask = torch.cat((self.task.valid_mask(labeled), unlabeled["valid"][:, None]))
             losses |= self.collaborate(images, predictions, valid_mask)  # Eq. (2)
+        if self.detector_view == "strong":
+            labeled = batch["labeled_strong"]
+            predictions = [self.predict(model, labeled["inputs"]) for model in (self.left, self.right)]
         return losses | dict(loss_detector=self.detect(labeled, predictions))  # Eq. (3)
+
+    @torch.no_grad()
+    def predict(self, model: EncoderDecoder, images: Tensor) -> Tensor:
+        """Return T^k(x) in evaluation mode: running statistics are those of weak views.
+
+        **Shape**: N x 3 x H x W -> N x C x H x W.
+        """
+        was_training = model.training
+        model.eval()
+        logits = logits_of(model, model.extract_feat(images), images.shape[-2:])
+        model.train(was_training)
+        return self.task.activate(logits)
 
     def collaborate(self, images: Tensor, predictions: list[Tensor], valid_mask: Tensor) -> dict[str, Tensor]:
         """Return L_dc and L_fc of both models together, weighted.
@@ -139,8 +164,8 @@ class GCT(SemiSegmentor):
             losses["loss_correction"] = self.correction_weight * mean(both * wrong, valid_mask)  # Eq. (6)
         return losses
 
-    def detect(self, labeled: dict[str, Any], predictions: list[Tensor]) -> Tensor:
-        """Return L_F, averaged over both models' predictions of the labeled images."""
+    def detect(self, labeled: View, predictions: list[Tensor]) -> Tensor:
+        """Return L_F, averaged over both models' predictions of a view of the labeled images, the first in ``predictions``."""
         images = labeled["inputs"]
         own = torch.cat([prediction[: len(images)].detach() for prediction in predictions])
         both = dict(labels=labeled["labels"].repeat(2, 1, 1))
@@ -148,8 +173,11 @@ class GCT(SemiSegmentor):
         return self.detector.loss(images, own, flaw_target(own, both["labels"], valid_mask), valid_mask)
 
     def bare_passes(self, batch: Batch) -> list[Tensor]:
-        images = torch.cat([view["inputs"] for view in batch.values()])
+        images = torch.cat([batch[f"{stream}_weak"]["inputs"] for stream in self.views])
         outputs = [*head_outputs(self.left, images), *head_outputs(self.right, images)]
+        if self.detector_view == "strong":
+            self.predict(self.left, batch["labeled_strong"]["inputs"])
+            self.predict(self.right, batch["labeled_strong"]["inputs"])
         # The detector sees both predictions of all images, with gradients to these; then those of the labeled part.
         inputs = images.new_zeros(2 * len(images), 3 + self.task.channels, *images.shape[-2:]).requires_grad_()
         with frozen(self.detector):
