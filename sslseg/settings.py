@@ -2,8 +2,8 @@
 
     def __init__(self, *, mix: Annotated[Literal["cutmix", "cutout"], "How images are mixed."] = "cutmix") -> None:
 
-A string in ``Annotated`` is the setting's meaning; a class in it says that the value is a dict of that class's settings.
-``Literal`` names the choices. Config checks, ``sslseg methods NAME`` and the tables of the docs read them from here.
+A string in ``Annotated`` is the setting's meaning; a class in it says that the value is a dict of that class's settings;
+``FollowsLength`` says how the value depends on the length of the training. ``Literal`` names the choices. Config checks, ``sslseg methods NAME`` and the tables of the docs read them from here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -23,6 +23,18 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
+class FollowsLength:
+    """Mark of a setting whose value is made for a length of training (``Decay``, ``Duration``).
+
+    Attributes:
+        rescaled: called with a value and the length that it is made for, divided by that of the training; returns the value
+            that means the same fraction of training.
+    """
+
+    rescaled: Callable[[Any, float], Any]
+
+
+@dataclass(frozen=True)
 class Setting:
     """One setting.
 
@@ -31,6 +43,7 @@ class Setting:
         doc: what it means.
         choices: the values that it may have; empty: any.
         fields: the class whose settings its value is a dict of.
+        follows: how its value depends on the length of the training, if it does.
     """
 
     name: str
@@ -38,6 +51,7 @@ class Setting:
     doc: str = ""
     choices: tuple[Any, ...] = ()
     fields: type | None = None
+    follows: FollowsLength | None = None
 
 
 @functools.cache
@@ -52,7 +66,8 @@ def settings_of(target: type) -> Mapping[str, Setting]:
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
             doc = next((extra for extra in extras if isinstance(extra, str)), "")
             fields = next((extra for extra in extras if isinstance(extra, type)), None)
-            found[name] = Setting(name, parameter.default, doc, tuple(_choices(hint)), fields)
+            follows = next((extra for extra in extras if isinstance(extra, FollowsLength)), None)
+            found[name] = Setting(name, parameter.default, doc, tuple(_choices(hint)), fields, follows)
     return MappingProxyType(found)
 
 
@@ -93,6 +108,33 @@ def complete(target: type, values: Mapping[str, Any], *, where: str = "method") 
             value = complete(setting.fields, value, where=f"{where}.{name}")
         completed[name] = value
     return completed
+
+
+def rescaled(
+    target: type, values: Mapping[str, Any], ratio: float, *, literal: Iterable[str] = (), where: str = "method"
+) -> dict[str, tuple[Any, Any]]:
+    """Return the settings whose value changes with the length of the training, by dotted key, each as (stated, rescaled).
+
+    Args:
+        values: all settings (``complete``).
+        ratio: the length that they are made for, divided by that of the training.
+        literal: dotted keys that are left as they are.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, setting in settings_of(target).items():
+        key, value = f"{where}.{name}", values[name]
+        if setting.fields is not None and isinstance(value, Mapping):
+            found |= rescaled(setting.fields, value, ratio, literal=literal, where=key)
+        elif setting.follows is not None and not any(_meet(key, other) for other in literal):
+            new = setting.follows.rescaled(value, ratio)
+            if new != value:
+                found[key] = value, new
+    return found
+
+
+def _meet(key: str, other: str) -> bool:
+    """Return whether one of two dotted keys is the other one, or lies within it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def check_choice(setting: Setting, value: Any, *, where: str = "method") -> None:

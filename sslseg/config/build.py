@@ -9,7 +9,7 @@ from typing import Any
 from sslseg.config.assignments import apply_assignments
 from sslseg.config.files import load_method, load_model, load_named, merge_imports, method_class
 from sslseg.config.fit import apply_pretrained, fit_model
-from sslseg.config.lengths import resolve
+from sslseg.config.lengths import rescale, resolve
 from sslseg.config.upgrade import upgrade_assignments, upgrade_config
 from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
@@ -64,8 +64,10 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
     """
     assignments = upgrade_assignments(options.assignments)
     config = upgrade_config(load_named(options.config) if options.config else load_method(options.method))
+    own_schedule = copy.deepcopy(config.get("schedule"))
     if base is not None and options.config is None:
         for key in INHERITED:
+            config.pop(key, None)  # a run without `paramwise` had one rate for all
             if key in base:
                 config[key] = copy.deepcopy(base[key])
         merge_imports(config, base)
@@ -97,6 +99,9 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
     if not isinstance(lengths.iterations, int) or lengths.iterations < 1:
         raise UserError(f"schedule.iterations is {lengths.iterations!r}; give at least 1 with --iterations")
     config.schedule.update(iterations=lengths.iterations, iterations_per_epoch=lengths.iterations_per_epoch)
+    stated_for = config.schedule.pop("stated_for", None) or own_schedule.get("stated_for")
+    stated_for = stated_for or resolve(config, split.sizes, cls.views, schedule=own_schedule).iterations
+    rescale(config, cls, stated_for, literal=assignments)
     config.seed = options.seed
     config.amp = options.amp
     return config

@@ -22,7 +22,7 @@ from sslseg.artifacts.run import Run
 from sslseg.compat import end_workers
 from sslseg.config.build import TrainOptions
 from sslseg.config.fit import weights_source
-from sslseg.config.lengths import Lengths, batch_counts
+from sslseg.config.lengths import Lengths, batch_counts, rescaling_messages
 from sslseg.data.dataset import (
     ImageDataset,
     StreamDataset,
@@ -99,6 +99,7 @@ def build_training(
         name: weights_source(config.method.get(name) or config.model, options.pretrained) for name in model.segmentors
     }
     initialize(model, options.pretrained, dict(student=meta["pretrained"]) | sources)
+    model.messages += rescaling_messages(config)
     loader = stream_loader(split, config, model, pseudo_masks)
     arguments: dict[str, Any] = dict(
         model=model,

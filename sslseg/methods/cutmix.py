@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sslseg.functional.consistency import DISTANCES, mean
 from sslseg.functional.mixing import mixed
-from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
+from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.methods.ema import Teacher
 from sslseg.registry import MODELS
@@ -58,7 +58,7 @@ class CutMix(SemiSegmentor):
         per_pixel: Annotated[
             bool, "Ignore unconfident pixels, instead of weighting the loss by the fraction of confident ones."
         ] = False,
-        decay: Annotated[float, "EMA decay of the teacher."] = 0.99,
+        decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.mix, self.distance, self.weight = mix, DISTANCES[consistency], weight

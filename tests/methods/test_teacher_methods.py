@@ -188,6 +188,7 @@ def test_in_training_the_teacher_follows_every_iteration(
     """With a decay of 0 the teacher must end as the student, otherwise as a mean of the student's states."""
     options = TrainOptions(
         method=method,
+        model="deeplabv3plus_r18s",
         iterations=3,
         batch_size=2,
         crop=(48, 48),
@@ -207,7 +208,12 @@ def test_in_training_the_teacher_follows_every_iteration(
 def test_the_first_iteration_already_sees_the_given_weights(tmp_path: Path, toy_split: Split, trained: Path) -> None:
     given = torch.load(trained / "checkpoints/last.pth", weights_only=True)["state_dict"]
     options = TrainOptions(
-        method="cutmix", batch_size=2, crop=(48, 48), workers=0, pretrained=str(trained / "checkpoints/last.pth")
+        method="cutmix",
+        model="deeplabv3plus_r18s",
+        batch_size=2,
+        crop=(48, 48),
+        workers=0,
+        pretrained=str(trained / "checkpoints/last.pth"),
     )
     launch("none", "cpu")
     training = build_training(Run(tmp_path), toy_split, build_config(toy_split, options), options)

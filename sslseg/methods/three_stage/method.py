@@ -24,7 +24,6 @@ decay), with the milestones of the official implementation; short trainings need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy
+from sslseg.functional.schedule import DecaySchedule
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.methods.ema import Teacher
 from sslseg.methods.three_stage.second_branch import SecondBranch
@@ -73,7 +73,7 @@ class ThreeStage(SemiSegmentor):
             float, "lambda_2; 0 leaves Task 2 and its branch out (Table V, T2); default: 1/50 of VOC's labels."
         ] = 0.25,
         decays: Annotated[
-            Sequence[tuple[float, float]],
+            DecaySchedule,
             "EMA decay schedule of the teacher, milestones (fraction of training, decay from there on); empty: theta' ="
             " theta (Table VI).",
         ] = ((0.0, 0.99), (1 / 3, 0.995), (2 / 3, 0.9975), (5 / 6, 0.999)),
