@@ -27,12 +27,14 @@ class Step(NamedTuple):
     Attributes:
         source: the run that it begins with; empty for the first training.
         run: the run that it makes or works on.
+        training: the number of that run's training in the pipeline, from 1.
     """
 
     command: str
     source: str
     run: str
     options: list[str]
+    training: int
 
     def words(self, split: str) -> list[str]:
         """Return the command line; typed again, it goes on where it stopped."""
@@ -57,7 +59,7 @@ def steps(method: str, run_of: Callable[[str, int], str]) -> list[Step]:
         if command in ("train", "refine"):
             number += 1
             run = run_of(options[options.index("--method") + 1] if command == "train" else method, number)
-        found.append(Step(command, source, run, options))
+        found.append(Step(command, source, run, options, number))
     return found
 
 
