@@ -8,11 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import ConfigDict
+
+from sslseg.artifacts.checkpoint import BEST
 from sslseg.artifacts.find import Model, check_classes, find_model, identify, load_model
 from sslseg.artifacts.run import Run
+from sslseg.config.assignments import apply_assignments
 from sslseg.config.build import TrainOptions
-from sslseg.config.files import load_method, load_named, method_class
-from sslseg.config.fit import RANDOM, weights_source
+from sslseg.config.files import load_method, load_named, method_class, unscoped
+from sslseg.config.files import load_model as load_model_config
+from sslseg.config.fit import RANDOM, weights_source, without_pretrained
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
@@ -25,7 +30,7 @@ from sslseg.splits.split import Split
 from sslseg.store import StoreReader
 from sslseg.store.filters import resolve
 from sslseg.store.format import RELIABLE
-from sslseg.train import train
+from sslseg.train import PRETRAINED_BY_RUN, PRETRAINED_FILE, train
 
 STAGE = "stage"  # the setting of methods that refine in numbered stages
 
@@ -115,6 +120,37 @@ def run_name(given: Input, chosen: Plan) -> str:
     return f"{chosen.method if chosen.stage is None else f'stage{chosen.stage}'}-{rest}"
 
 
+def initial_weights(given: Input, options: TrainOptions) -> str:
+    """Return the ``--pretrained`` of a stage: by default the choice of the run before, for a backbone of the same config."""
+    run = given.model.run
+    if run is None or options.pretrained != "auto" or not same_backbone(given, options):
+        return options.pretrained
+    file = run.read().get(PRETRAINED_FILE)
+    if file is not None and Path(file).is_file():
+        return str(file)
+    return "none" if sources(given)[-1] == RANDOM else "auto"
+
+
+def same_backbone(given: Input, options: TrainOptions) -> bool:
+    """Return whether a stage has the backbone of the run before, apart from what is named as pretrained."""
+    before = given.model.config.model
+    if options.model is None and options.config is None:
+        named = before
+    else:
+        named = load_model_config(options.model).model if options.model else load_named(str(options.config)).model
+    config = ConfigDict(model=named.to_dict())
+    apply_assignments(config, {key: value for key, value in options.assignments.items() if key.startswith("model.")})
+    now = without_pretrained(unscoped(config.model))
+    return bool(now.backbone == without_pretrained(before).backbone)
+
+
+def sources(given: Input) -> list[str]:
+    """Return where the encoder weights of the runs before came from, from the first run to the one that made the store."""
+    record = given.model.run.read() if given.model.run is not None else {}
+    own = given.model.meta.get("pretrained", weights_source(given.model.config.model, "auto"))
+    return record.get(PRETRAINED_BY_RUN, [own])
+
+
 def refine(
     given: Input,
     split: Split,
@@ -130,8 +166,9 @@ def refine(
 ) -> tuple[Run, Path]:
     """Train on the masks of ``given`` into ``folder``; return the run and the store of its predictions.
 
-    The network, batches and schedule are those of the run that made the store, unless ``options`` say otherwise. The new
-    store holds the same images as the old one, predicted in the same way.
+    The network, its initial weights, batches and schedule are those of the run that made the store, unless ``options`` say
+    otherwise. The record says with what weights each run began. The new store holds the same images as the old one,
+    predicted in the same way.
 
     Args:
         stage, method: how to learn from the store; by default what ``plan`` chooses.
@@ -149,28 +186,37 @@ def refine(
     chosen = plan(given, method=method, config=options.config, stage=stage, weight=weight)
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
     check_images(store, split, labeled="train" in chosen.cls.views)
-    before = given.model.meta.get("pretrained", RANDOM)
-    inherited = weights_source(given.model.config.model, "auto")
-    if before not in (RANDOM, inherited) and options.pretrained == "auto":
-        note(f"the run before began with --pretrained {before}; this one does not, unless you repeat --pretrained")
     filters = resolve(keep, store)
     for kept in filters:
         note(f"--keep {kept.text}: {kept.share:.1%} of the stored pixels")
     masks = PseudoMasks(store, filters, weight=weight)
-    notes: dict[str, Any] = dict(store=str(store.path.resolve()), pseudo_masks=masks.to_dict())
-    stage_options = replace(options, method=chosen.method)
+    notes: dict[str, Any] = dict(store=str(store.path.resolve()), pseudo_masks=masks.to_dict(), store_checkpoint=which)
+    stage_options = replace(options, method=chosen.method, pretrained=initial_weights(given, options))
     if chosen.stage is not None:
         notes[STAGE] = chosen.stage
         stage_options = replace(stage_options, assignments={f"method.{STAGE}": chosen.stage} | options.assignments)
-    run = train(split, folder, stage_options, base=given.model.config, pseudo_masks=masks, notes=notes)
+    run = train(
+        split,
+        folder,
+        stage_options,
+        base=given.model.config,
+        before=sources(given),
+        pseudo_masks=masks,
+        notes=notes,
+    )
     target = run.stores / store.path.name
     if options.dry_run:
         return run, target
     barrier()
+    checkpoint = run.checkpoint(which)
+    if checkpoint.name == BEST:
+        note(
+            "the best checkpoint predicts the store: labels of validation images chose it; --checkpoint last uses none"
+        )
     by_id = {sample.id: sample for sample in split.samples("all")}
     provenance = store.provenance
     pseudolabel(
-        load_model(run.checkpoint(which)),
+        load_model(checkpoint),
         [by_id[name] for name in store.ids],
         target,
         PseudolabelOptions(

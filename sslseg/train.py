@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from sslseg.artifacts.run import Run, environment
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.fit import weights_source
 from sslseg.errors import Interrupted, UserError
+from sslseg.progress import note
 from sslseg.splits.split import Split
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["TrainOptions", "build_config", "train"]
 
 RUNNING, FINISHED = "running", "finished"
+# In a run's record, for the runs that learn from its store: the path of the user's file, and the sources from the first run on.
+PRETRAINED_FILE, PRETRAINED_BY_RUN = "pretrained_file", "pretrained_by_run"
 FREE_TO_CHANGE = ("data.workers",)  # in the config of a run that is resumed
 
 
@@ -33,6 +36,7 @@ def train(
     options: TrainOptions,
     *,
     base: Any = None,
+    before: Sequence[str] = (),
     pseudo_masks: PseudoMasks | None = None,
     notes: dict[str, Any] | None = None,
 ) -> Run:
@@ -40,6 +44,7 @@ def train(
 
     Args:
         base: config of an earlier run, whose model, batches and schedule are inherited (``build_config``).
+        before: where the encoder weights of the runs before came from; a note says when this one's come from elsewhere.
         pseudo_masks: stored masks of the images, for the methods that learn from them.
         notes: further entries of the run's record.
 
@@ -58,6 +63,13 @@ def train(
             raise UserError(f"method {options.method!r} learns from stored pseudo-masks; use `sslseg refine STORE`")
         config.pseudo_masks = pseudo_masks.to_dict()
     record = _record(split, config, options, **(notes or {}))
+    if before:
+        record[PRETRAINED_BY_RUN] = [*before, record["pretrained"]]
+        if before[-1] != record["pretrained"]:
+            note(
+                f"warning: the run before began with encoder weights {before[-1]}, this one with {record['pretrained']};"
+                " --pretrained FILE names others"
+            )
     if not options.dry_run:
         on_main(lambda: _claim(run, split, config, record, options))
         if run.read()["status"] == FINISHED:
@@ -106,6 +118,8 @@ def _check_config(run: Run, config: Any, record: dict[str, Any]) -> None:
 
 
 def _record(split: Split, config: Any, options: TrainOptions, **more: Any) -> dict[str, Any]:
+    if options.pretrained not in ("auto", "none"):
+        more[PRETRAINED_FILE] = str(Path(options.pretrained).resolve())
     return dict(
         method=config.method.type,
         seed=config.seed,

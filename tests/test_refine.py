@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from sslseg.config.build import TrainOptions
+from sslseg.config.build import TrainOptions, build_config
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.data.reading import label_table, read_mask
 from sslseg.errors import Interrupted
 from sslseg.inference import Protocol, with_tta
 from sslseg.refine import find_input, refine
+from sslseg.registry import MODELS
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader
 from sslseg.store.filters import resolve
-from tests.conftest import SHORT, Sslseg, program
+from tests.conftest import OPTIONS, SHORT, Sslseg, program
 
 
 @pytest.fixture
@@ -83,6 +84,65 @@ def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(
     assert {key: value.shape for key, value in states[0].items()} == {
         key: value.shape for key, value in states[1].items()
     }
+
+
+def test_every_stage_begins_with_the_file_of_the_first(workspace: Path, sslseg: Sslseg, toy_split: Split) -> None:
+    torch.save(MODELS.build(build_config(toy_split, OPTIONS).model).backbone.state_dict(), workspace / "mine.pth")
+    short = (*SHORT, "--iterations", "1", "--lr", "1e-12")
+    run = sslseg("train", *short, "--pretrained", "mine.pth").path
+    assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
+    second = sslseg("refine", run, *short, "--set", "method.consistency_weight=0")
+    assert f"encoder weights: {workspace / 'mine.pth'}, 132 of the backbone's 132 tensors" in second.err
+    third = sslseg("refine", second.path, "--workers", "0", "--iterations", "1")
+    for done, number in ((second, 2), (third, 3)):
+        assert "warning" not in done.err
+        record = json.loads((done.path / "run.json").read_text())
+        assert record["pretrained"] == "mine.pth"
+        assert record["pretrained_by_run"] == ["mine.pth"] * number
+    source = torch.load("mine.pth", weights_only=True)
+    state = weights(second.path)
+    torch.testing.assert_close(state["student.backbone.stem.0.weight"], source["stem.0.weight"], rtol=0, atol=1e-6)
+    others = ("refine", run, *short, "--dry-run")
+    for flags, now in (
+        (["--pretrained", "none"], "random"),
+        (["--model", "deeplabv3plus_lite0"], "package://efficientnet_lite0"),
+    ):
+        done = sslseg(*others, *flags)
+        assert f"warning: the run before began with encoder weights mine.pth, this one with {now}" in done.err
+    (workspace / "mine.pth").unlink()
+    assert "encoder weights mine.pth, this one with random" in sslseg(*others).err
+
+
+def test_a_stage_after_random_weights_is_random_unless_its_model_changes(workspace: Path, sslseg: Sslseg) -> None:
+    """The preset names weights; the stage before was told to leave them out."""
+    short = (*SHORT, "--model", "deeplabv3plus_lite0", "--iterations", "1", "--crop", "64")
+    run = sslseg("train", *short, "--pretrained", "none").path
+    assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
+    for flags in ([], ["--model", "deeplabv3plus_lite0"]):
+        done = sslseg("refine", run, "--dry-run", *flags)
+        assert (done.code, "warning" in done.err) == (0, False)
+    done = sslseg("refine", run, "--dry-run", "--model", "deeplabv3plus_lite1", "--stage", "3")
+    assert "encoder weights random, this one with package://" in done.err
+
+
+def test_refining_from_a_file_that_the_config_names_is_not_noted(
+    workspace: Path, sslseg: Sslseg, toy_split: Split
+) -> None:
+    torch.save(MODELS.build(build_config(toy_split, OPTIONS).model).backbone.state_dict(), workspace / "mine.pth")
+    setting = "model.backbone.init_cfg={'type': 'Pretrained', 'checkpoint': 'mine.pth'}"
+    run = sslseg("train", *SHORT, "--set", setting).path
+    assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
+    done = sslseg("refine", run, "--iterations", "2")
+    assert "encoder weights: mine.pth, 132 of the backbone's 132 tensors" in done.err
+    assert "warning" not in done.err
+
+
+def test_the_checkpoint_that_predicts_is_said_and_recorded(first: Path, sslseg: Sslseg) -> None:
+    for flags, which in ((["--checkpoint", "last"], "last"), ([], "best")):
+        done = sslseg("refine", first, "--iterations", "2", "--run-dir", which, *flags)
+        assert ("labels of validation images chose it" in done.err) is (which == "best")
+        assert json.loads((done.path / "run.json").read_text())["store_checkpoint"] == which
+        assert StoreReader(done.path / "stores" / "train.h5").provenance["checkpoint"].endswith(f"/{which}.pth")
 
 
 @pytest.mark.slow
