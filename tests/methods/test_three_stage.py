@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from sslseg.engine.build import optim_wrapper
 from sslseg.errors import UserError
 from sslseg.methods.three_stage.second_branch import SecondBranch
 from sslseg.registry import MODELS
+from tests.conftest import Sslseg
 from tests.methods.conftest import CLASSES, IGNORE, build, labeled_view, moved, other_views, segmentor, total
 
 NORMS = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
@@ -292,6 +295,40 @@ def test_checkpoints_that_call_g_hat_s_transformer_a_backbone_are_read() -> None
     old = {name.replace("transformer.", "backbone."): value + 1 for name, value in stage.state_dict().items()}
     stage.load_state_dict(old)
     assert all(torch.equal(value, old["backbone." + name]) for name, value in stage.transformer.state_dict().items())
+
+
+@pytest.mark.slow
+def test_three_stages_on_efficientnet_lite_and_the_scores_of_their_masks(workspace: Path, sslseg: Sslseg) -> None:
+    short = (
+        "--model",
+        "deeplabv3plus_lite0",
+        "--iterations",
+        "2",
+        "--batch-size",
+        "2",
+        "--crop",
+        "64",
+        "--workers",
+        "0",
+    )
+    run = sslseg("train", "--method", "supervised", *short).path
+    store = sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").path
+    for stage in (1, 2, 3):
+        if stage > 1:
+            done = json.loads(sslseg("refine", run, "--json").out)  # model and schedule are inherited
+            run, store = Path(done["path"]), Path(done["store"])
+            assert done["stage"] == stage
+        record = json.loads((run / "run.json").read_text())
+        assert record["iterations"] == 2
+        assert record["pretrained"].startswith("package://efficientnet_lite0")
+        scores = json.loads(sslseg("eval", store, "--subset", "unlabeled", "--json").out)
+        assert scores["images"] == 12
+        assert 0 <= scores["mIoU"] <= 100
+        assert (store.parent / "train-eval-unlabeled.json").is_file()
+    names = torch.load(run / "checkpoints" / "last.pth", weights_only=True)["state_dict"]
+    assert not any(name.startswith("second.stage.") for name in names)
+    before = torch.load("runs/stage2-toy-4/checkpoints/last.pth", weights_only=True)["state_dict"]
+    assert any(name.startswith("second.stage.") for name in before)
 
 
 def test_deeplabv2_on_a_resnet_is_cut_as_in_table_vii() -> None:

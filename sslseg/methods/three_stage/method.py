@@ -14,7 +14,8 @@ Segmentation, 2020. Stage 1 is the supervised baseline, Eq. (2); ``sslseg refine
 | lambda_1, lambda_2 | ``consistency_weight``, ``pseudo_weight`` | |
 
 Sub-batch 1 is the stream ``train`` (L and U), strongly augmented; sub-batch 2 is the stream ``labeled``, where A and B
-are the identity (Sec. IV-B). L_con and L_pl average over the pixels of both, L_seg over those of sub-batch 2.
+are the identity (Sec. IV-B). L_con and L_pl average over the valid pixels of both, L_seg over the labeled ones of
+sub-batch 2; so the lambdas mean the same whatever is padding or ignored.
 
 Where the paper is silent: d_c in L_con is the cross entropy with the teacher's whole distribution, as Eq. (1) compares
 the networks' outputs; with the pseudo-masks, which are hard, it is the usual one. The EMA decay is min(1 - 1/(t+1),
