@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from sslseg.config.build import TrainOptions, build_config
 from sslseg.methods.ael.method import copy_paste
+from sslseg.splits.split import Split
 from tests.methods.conftest import CLASSES, SIZE, build, moved
 from tests.methods.test_u2pl import SETTINGS as U2PL
 from tests.methods.test_u2pl import batch, probabilities
@@ -93,6 +95,18 @@ def test_it_moves_the_student_and_the_bank_and_uses_no_gradient_of_the_teacher()
     assert learned <= changed
     assert {name.partition(".")[0] for name in learned} == {"student"}
     assert "equalizer.confidence" in changed
+
+
+@pytest.mark.parametrize("name", ["ael/voc_u2pl", "u2pl/cityscapes_ael"])
+def test_the_bank_forgets_over_the_same_fraction_of_a_shorter_training(toy_split: Split, name: str) -> None:
+    def config(**options: Any) -> Any:
+        return build_config(toy_split, TrainOptions(config=name, pretrained="none", **options))
+
+    full = config()
+    assert full.method.equalizer.momentum == 0.999
+    tenth = config(iterations=full.schedule.iterations // 10)
+    assert tenth.method.equalizer.momentum == pytest.approx(0.999**10)
+    assert tenth.method.decay == pytest.approx(0.99**10)
 
 
 @pytest.mark.parametrize(("sampling", "reweighting"), [(True, True), (True, False), (False, True), (False, False)])

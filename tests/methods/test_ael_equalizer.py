@@ -72,6 +72,14 @@ def test_the_confidence_is_unbiased_from_the_first_observation() -> None:
     assert equalizer.observations.tolist() == [60, 53, 60, 0]
 
 
+def test_a_bank_of_version_0_1_starts_again() -> None:
+    old = dict(confidence=torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    equalizer = made()
+    equalizer.load_state_dict(old)
+    equalizer.observe(torch.full((1, CLASSES, 2, 2), 0.25), torch.zeros(1, 2, 2, dtype=torch.long))
+    assert equalizer.confidence.tolist() == pytest.approx([0.25, 0.2, 0.3, 0.4])
+
+
 def test_under_performing_classes_are_sampled_and_learned_more_often() -> None:
     equalizer = made([0.9, 0.5, 0.1, 0.5])
     assert equalizer.rates().tolist() == pytest.approx([0.1 / 0.9, 0.5 / 0.9, 1.0, 0.5 / 0.9])

@@ -14,7 +14,7 @@ a class has the weight 1 / k until the EMA decay is reached, as in ``EMA``.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from mmengine.dist import all_reduce
@@ -32,6 +32,12 @@ def categorical_sample(weights: Tensor) -> Tensor:
     **Shape**: N x C -> N int64.
     """
     return (weights / torch.empty_like(weights, memory_format=torch.contiguous_format).exponential_()).argmax(dim=1)
+
+
+def restart_observations(bank: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a bank of version 0.1, which has no number of observations, start again; called before it is loaded."""
+    if f"{prefix}confidence" in state:
+        state.setdefault(f"{prefix}observations", torch.zeros_like(state[f"{prefix}confidence"]))
 
 
 class Equalizer(nn.Module):
@@ -65,6 +71,7 @@ class Equalizer(nn.Module):
         self.cutmix, self.copy_paste, self.sampling, self.reweighting = cutmix, copy_paste, sampling, reweighting
         self.register_buffer("confidence", torch.zeros(num_classes))
         self.register_buffer("observations", torch.zeros(num_classes))
+        self.register_load_state_dict_pre_hook(restart_observations)
 
     @torch.no_grad()
     def observe(self, probabilities: Tensor, labels: Tensor) -> None:

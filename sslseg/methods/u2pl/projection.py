@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import DepthwiseSeparableASPPHead
@@ -54,6 +55,16 @@ def shared_features(head: BaseDecodeHead) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def replace_old_weights(projection: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Replace weights of version 0.1, which are for what enters the classifier; called before they are loaded.
+
+    Prediction does not need them, and its runs are not resumed: they lack settings of today.
+    """
+    own = {prefix + name: value for name, value in projection.state_dict().items()}
+    if any(name in state and state[name].shape != value.shape for name, value in own.items()):
+        state.update(own)
+
+
 class Projection(nn.Sequential):
     """Map features to vectors of length 1.
 
@@ -65,6 +76,7 @@ class Projection(nn.Sequential):
             return ConvModule(inputs, dim, 3, padding=1, norm_cfg=head.norm_cfg or dict(type="BN"))
 
         super().__init__(block(shared_width(head)), block(dim), nn.Conv2d(dim, dim, 1))
+        self.register_load_state_dict_pre_hook(replace_old_weights)
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.normalize(super().forward(features).float(), dim=1)
