@@ -75,11 +75,16 @@ def test_class_masks_take_whole_classes_and_half_of_them() -> None:
     torch.manual_seed(2)
     labels = torch.randint(0, 5, (40, 6, 7))
     labels[0] = 3
-    masks = class_masks(labels, 9)
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    valid[:, -2:] = False
+    labels[1, -2:] = 8  # a class of padding alone
+    valid[2] = False
+    masks = class_masks(labels, 9, valid)
+    assert not (masks[:, 0] & ~valid).any()
     chosen_ever: set[int] = set()
-    for label, mask in zip(labels, masks[:, 0], strict=True):
-        present = set(label.unique().tolist())
-        chosen = {c for c in present if mask[label == c].all()}
+    for label, mask, counted in zip(labels, masks[:, 0], valid, strict=True):
+        present = set(label[counted].unique().tolist())
+        chosen = {c for c in present if mask[(label == c) & counted].all()}
         assert not any(mask[label == c].any() for c in present - chosen), "part of a class"
         assert len(chosen) == math.ceil(len(present) / 2)
         chosen_ever |= chosen

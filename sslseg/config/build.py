@@ -64,7 +64,7 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
     """
     assignments = upgrade_assignments(options.assignments)
     config = upgrade_config(load_named(options.config) if options.config else load_method(options.method))
-    own_schedule = copy.deepcopy(config.get("schedule"))
+    own_schedule = copy.deepcopy(config.get("schedule") or {})
     if base is not None and options.config is None:
         for key in INHERITED:
             config.pop(key, None)  # a run without `paramwise` had one rate for all

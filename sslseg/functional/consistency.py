@@ -40,7 +40,7 @@ DISTANCES = {"mse": squared_error, "ce": cross_entropy, "hard": hard_cross_entro
 def mean(values: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean, 0 if all weights are 0; without synchronizing.
 
-    **Shape**: N x H x W each -> scalar.
+    **Shape**: any, the same for both -> scalar.
     """
     weights = weights.to(values.dtype)
     # A value of weight 0 may be infinite or NaN.

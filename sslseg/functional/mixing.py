@@ -23,7 +23,7 @@ def mixed(mix: str, images: Tensor, targets: Tensor, valid_mask: Tensor) -> tupl
     **Shape**: N x 3 x H x W, N x C x H x W and N x H x W bool -> the same.
     """
     if mix == "classmix":
-        kept = class_masks(targets.max(dim=1).indices, targets.shape[1])
+        kept = class_masks(targets.max(dim=1).indices, targets.shape[1], valid_mask)
     else:
         kept = rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
     if mix == "cutout":
@@ -52,17 +52,18 @@ def rectangles(number: int, size: tuple[int, int], *, area: float = 0.5, device:
     return inside_rows & inside_columns
 
 
-def class_masks(labels: Tensor, num_classes: int) -> Tensor:
-    """Return the pixels of a random half (rounded up) of the classes that each label map holds.
+def class_masks(labels: Tensor, num_classes: int, valid_mask: Tensor) -> Tensor:
+    """Return the valid pixels of a random half (rounded up) of the classes that each label map holds there.
 
-    **Shape**: N x H x W int64 in [0, num_classes) -> N x 1 x H x W bool.
+    **Shape**: N x H x W int64 in [0, num_classes) and N x H x W bool -> N x 1 x H x W bool.
     """
     number = labels.shape[0]
-    flat = labels.flatten(1)
-    present = torch.zeros(number, num_classes, dtype=torch.bool, device=labels.device).scatter_(1, flat, True)
-    order = torch.rand(number, num_classes, device=labels.device).masked_fill(~present, 2.0)
+    flat = labels.where(valid_mask, num_classes).flatten(1)
+    present = torch.zeros(number, num_classes + 1, dtype=torch.bool, device=labels.device).scatter_(1, flat, True)
+    present[:, -1] = False
+    order = torch.rand(number, num_classes + 1, device=labels.device).masked_fill(~present, 2.0)
     ranks = order.argsort(dim=1).argsort(dim=1)
-    chosen = ranks < (present.sum(dim=1, keepdim=True) + 1) // 2
+    chosen = present & (ranks < (present.sum(dim=1, keepdim=True) + 1) // 2)
     return chosen.gather(1, flat).reshape(labels.shape).unsqueeze(1)
 
 

@@ -13,7 +13,8 @@ baseline in the GCT paper (Sec. 4, Appendix C), which leaves L_semi out since ot
 
 As in GCT, one backward pass serves both optimizers: the discriminator is frozen in the segmentor's losses. It learns from
 labeled images only. Choices: L_semi begins at the fraction ``semi_start`` of training (there 5,000 of 20,000 iterations);
-pixels without a label, and padding, are ignored.
+pixels without a label, and padding, are ignored, and 0 in what the discriminator reads, predictions and labels: it sees
+beyond a pixel, and would else tell both apart by them.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class AdvSSL(SemiSegmentor):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, unlabeled = batch["labeled_weak"], batch["unlabeled_weak"]
         losses, logits, _ = self.supervise(labeled, unlabeled["inputs"])
-        predictions = self.task.activate(logits)
         has_label, valid = self.task.valid_mask(labeled), unlabeled["valid"][:, None]
+        predictions = self.task.activate(logits).where(torch.cat((has_label, valid)), 0.0)
         number = len(has_label)
         with frozen(self.discriminator):
             verdicts = self.discriminator(predictions)
@@ -89,7 +90,7 @@ class AdvSSL(SemiSegmentor):
             factor = mean(trusted.float(), valid)
             losses["loss_semi"] = self.semi_weight * factor * cross_entropy(logits[number:], classes, trusted[:, 0])
         classes = labeled["labels"][:, None].where(has_label, 0)
-        truth = torch.zeros_like(predictions[:number]).scatter_(1, classes, 1.0)
+        truth = torch.zeros_like(predictions[:number]).scatter_(1, classes, 1.0).where(has_label, 0.0)
         verdicts = self.discriminator(torch.cat((predictions[:number].detach(), truth)))  # Eq. (1)
         fake, real = (
             adversarial_bce(part, has_label, true=side)

@@ -10,7 +10,9 @@ GCT paper (Sec. 4, Appendix C): a classifier of 0, 90, 180 and 270 degrees after
 | L_rot; its weight | ``loss_rotation``; ``weight`` | scalar |
 
 As in GCT's official implementation, the batch is doubled: each image is seen upright and rotated by 1, 2 or 3 quarters, and
-the classifier reads the logits. The task's own loss is that of the upright labeled images.
+the classifier reads the logits. The task's own loss is that of the upright labeled images. Padding lies at the right and at
+the bottom, so that it would give the rotation away: padded images, which end in a row or column without any valid (labeled)
+pixel, do not count in L_rot.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslseg.errors import UserError
+from sslseg.functional.consistency import mean
 from sslseg.methods.base import Batch, SemiSegmentor
 from sslseg.networks.discriminator import RotationClassifier
 from sslseg.networks.logits import head_outputs
@@ -37,6 +40,14 @@ def rotate_quarters(images: Tensor, quarters: Tensor) -> Tensor:
     """
     every = torch.stack([images.rot90(number, (2, 3)) for number in range(4)])
     return every[quarters, torch.arange(len(images), device=images.device)]
+
+
+def without_padding(valid_mask: Tensor) -> Tensor:
+    """Return which images reach both the right and the bottom edge.
+
+    **Shape**: N x H x W bool -> N bool.
+    """
+    return valid_mask[:, -1].any(dim=1) & valid_mask[:, :, -1].any(dim=1)
 
 
 @MODELS.register_module()
@@ -67,7 +78,10 @@ class S4L(SemiSegmentor):
         others = torch.cat((unlabeled, rotate_quarters(upright, quarters)))
         losses, logits, _ = self.supervise(batch["labeled_weak"], others)
         angles = torch.cat((torch.zeros_like(quarters), quarters))
-        return losses | dict(loss_rotation=self.weight * F.cross_entropy(self.classifier(logits), angles))
+        rotation = F.cross_entropy(self.classifier(logits), angles, reduction="none")
+        valid = torch.cat((self.task.valid_mask(batch["labeled_weak"])[:, 0], batch["unlabeled_weak"]["valid"]))
+        counted = without_padding(valid).repeat(2)
+        return losses | dict(loss_rotation=self.weight * mean(rotation, counted))
 
     def bare_passes(self, batch: Batch) -> list[Tensor]:
         images = torch.cat([view["inputs"] for view in batch.values()])
