@@ -14,7 +14,7 @@ baseline in the GCT paper (Sec. 4, Appendix C), which leaves L_semi out since ot
 As in GCT, one backward pass serves both optimizers: the discriminator is frozen in the segmentor's losses. It learns from
 labeled images only. Choices: L_semi begins at the fraction ``semi_start`` of training (there 5,000 of 20,000 iterations);
 pixels without a label, and padding, are ignored, and 0 in what the discriminator reads, predictions and labels: it sees
-beyond a pixel, and would else tell both apart by them.
+beyond a pixel, and would distinguish both by them.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ class S4L(SemiSegmentor):
         angles = torch.cat((torch.zeros_like(quarters), quarters))
         rotation = F.cross_entropy(self.classifier(logits), angles, reduction="none")
         valid = torch.cat((self.task.valid_mask(batch["labeled_weak"])[:, 0], batch["unlabeled_weak"]["valid"]))
-        counted = without_padding(valid).repeat(2)
-        return losses | dict(loss_rotation=self.weight * mean(rotation, counted))
+        whole = without_padding(valid).repeat(2)
+        return losses | dict(loss_rotation=self.weight * mean(rotation, whole))
 
     def bare_passes(self, batch: Batch) -> list[Tensor]:
         images = torch.cat([view["inputs"] for view in batch.values()])
