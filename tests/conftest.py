@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from sslseg.config.build import TrainOptions
 from sslseg.data import synthetic as shapes
 from sslseg.data.description import DatasetDescription
 from sslseg.evaluation.figures import save_image, save_palette_png
@@ -22,7 +23,10 @@ from sslseg.splits.split import Split
 torch.set_num_threads(1)
 
 SIZE, TRAIN, VAL = 64, 16, 6
-SHORT = ("--iterations", "4", "--batch-size", "2", "--crop", "48", "--workers", "0")
+# Tests train the small model, in less than a tenth of the default's time; tests/test_pretrained.py has those of the default.
+MODEL = "deeplabv3plus_r18s"
+SHORT = ("--model", MODEL, "--iterations", "4", "--batch-size", "2", "--crop", "48", "--workers", "0")
+OPTIONS = TrainOptions(model=MODEL, iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,9 @@ def camvid() -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, toy: DatasetDescription) -> Path:
     """A finished run of a few iterations on the toy dataset; copy it before changing it."""
-    from sslseg.config.build import TrainOptions
     from sslseg.train import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
     split = make_split(toy, SplitOptions(count=4))
-    options = TrainOptions(iterations=80, batch_size=4, crop=(48, 48), workers=0, lr=3e-3, val_interval=40)
+    options = replace(OPTIONS, iterations=80, batch_size=4, lr=3e-3, val_interval=40)
     return train(split, folder, options).folder

@@ -146,7 +146,7 @@ def test_a_damaged_image_met_in_training_is_one_line(
     shutil.copytree(toy_folder, tmp_path / "toy")
     sslseg("split", "--data", "toy", "--count", "16")
     (tmp_path / "toy" / "images" / "train" / "003.png").write_bytes(b"junk")
-    done = sslseg("train", "--iterations", "8", "--batch-size", "4", "--crop", "48", "--workers", workers)
+    done = sslseg("train", *SHORT, "--iterations", "8", "--batch-size", "4", "--workers", workers)
     assert (done.code, done.out) == (2, "")
     assert "003.png cannot be decoded" in done.err.splitlines()[-1]
     assert "Traceback" not in done.err

@@ -63,6 +63,13 @@ def test_a_refining_run_inherits_the_length_of_an_old_one(old: Path, toy_split: 
     assert build_config(toy_split, TrainOptions(method="cutmix"), base=base).schedule.iterations == 80
 
 
+def test_a_refining_run_inherits_the_rates_of_a_run_with_one_rate_for_all(old: Path, toy_split: Split) -> None:
+    base = load_model(old / "checkpoints" / "last.pth").config
+    assert "paramwise" in build_config(toy_split, TrainOptions(method="cutmix"), base=base)
+    base.pop("paramwise")
+    assert "paramwise" not in build_config(toy_split, TrainOptions(method="cutmix"), base=base)
+
+
 def test_an_old_config_is_read_under_todays_names(
     tmp_path: Path, toy_split: Split, capfd: pytest.CaptureFixture[str]
 ) -> None:

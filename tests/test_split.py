@@ -21,6 +21,7 @@ from sslseg.split import SplitOptions, make_split
 from sslseg.splits.draw import labeled_count, parse_ratio
 from sslseg.splits.split import SUBSETS, Split
 from sslseg.splits.stratify import stratified_order
+from tests.conftest import SHORT
 from tests.data.make import folder, image, mask
 
 
@@ -356,7 +357,7 @@ def test_a_command_lists_the_dataset_once(
 ) -> None:
     flags = ("--data", dataset.root, "--classes", "a,b,c", "--ignore-index", "255")
     if command == "train":
-        flags = ("--method", "cutmix", "--dry-run")
+        flags = (*SHORT, "--method", "cutmix", "--dry-run")
     assert sslseg(command, *flags).code == 0
     assert len(listings) == 1
 

@@ -15,16 +15,15 @@ import pytest
 import torch
 
 from sslseg.catalog import find_method, methods
-from sslseg.config.build import TrainOptions, build_config
+from sslseg.config.build import build_config
 from sslseg.config.files import model_files
 from sslseg.data import reading as data_files
 from sslseg.errors import Interrupted, UserError
 from sslseg.splits.split import Split
 from sslseg.train import train
-from tests.conftest import SHORT, Sslseg, program
+from tests.conftest import MODEL, OPTIONS, SHORT, Sslseg, program
 
 EVERY = methods()
-OPTIONS = TrainOptions(iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -98,18 +97,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
-    arguments = (
-        "--iterations",
-        "60",
-        "--batch-size",
-        "2",
-        "--crop",
-        "48",
-        "--workers",
-        "0",
-        "--val-interval",
-        "10",
-    )
+    arguments = (*SHORT, "--iterations", "60", "--val-interval", "10")
     command = [sys.executable, "-m", "sslseg", "train", *arguments, "--run-dir", "killed"]
     # As many threads as `program` uses: with others the sums, and so the bits, would differ.
     environment = os.environ | dict(OMP_NUM_THREADS="1")
@@ -133,7 +121,7 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_saves_and_stops(workspace: Path, number: int) -> None:
     """As a terminal's Ctrl-C or a scheduler sends it: to the loader's workers, too."""
-    arguments = ("--iterations", "5000", "--batch-size", "2", "--crop", "48", "--workers", "2", "--run-dir", "group")
+    arguments = (*SHORT, "--iterations", "5000", "--workers", "2", "--run-dir", "group")
     command = [sys.executable, "-m", "sslseg", "train", *arguments]
     process = subprocess.Popen(
         command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -255,7 +243,7 @@ from sslseg.train import TrainOptions, train
 made = []
 original = build.build_training
 build.build_training = lambda *a: made.append(original(*a)) or made[-1]
-options = dict(iterations=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3)
+options = dict(model=sys.argv[2], iterations=6, batch_size=4, crop=(48, 48), workers=0, val_interval=3)
 split, method = Split.load(Path('splits/toy-4')), sys.argv[1]
 if find_method(method).cls.needs_pseudo_masks:
     from sslseg.refine import find_input, refine
@@ -275,7 +263,7 @@ def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
         assert program("pseudolabel", "stage1", "--subset", "train", "--workers", "0", cwd=workspace).code == 0
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
-        [*launcher, str(workspace / "ranks.py"), method],
+        [*launcher, str(workspace / "ranks.py"), method, MODEL],
         cwd=workspace,
         env=os.environ | dict(OMP_NUM_THREADS="1"),
         capture_output=True,

@@ -10,7 +10,7 @@ import pytest
 
 from sslseg.artifacts.workspace import Workspace
 from sslseg.errors import UserError
-from tests.conftest import SHORT, Sslseg
+from tests.conftest import MODEL, SHORT, Sslseg
 
 
 def test_init_describes_what_the_other_commands_then_use(
@@ -37,7 +37,9 @@ def test_init_describes_what_the_other_commands_then_use(
 
 @pytest.mark.slow
 def test_flags_win_over_the_file(workspace: Path, sslseg: Sslseg) -> None:
-    (workspace / "sslseg.toml").write_text("[train]\niterations = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n")
+    (workspace / "sslseg.toml").write_text(
+        f'[train]\nmodel = "{MODEL}"\niterations = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n'
+    )
     run = sslseg("train").path
     assert json.loads((run / "run.json").read_text())["iterations"] == 3
     run = sslseg("train", "--iterations", "2", "--run-dir", "b").path

@@ -1,6 +1,6 @@
 # The paper's detector would cost ten times the slim model's passes, and make 3 x 3 values of a crop of 96.
 _base_ = [
-    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/models/deeplabv3plus_lite0.py',
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]

@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/mitrans_r18s.py',
+    '../_base_/models/mitrans_lite0.py',
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]

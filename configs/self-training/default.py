@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/deeplabv3plus_r18s.py',
+    '../_base_/models/deeplabv3plus_lite0.py',
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
