@@ -197,7 +197,7 @@ def toml_text(findings: Findings) -> str:
         "",
         "[train]",
         '# method = "supervised"',
-        '# model = "deeplabv3plus_r18s"   # a preset, or the path of your own mmseg config',
+        '# model = "deeplabv3plus_lite0"   # a preset, or the path of your own mmseg config',
         "# iterations = 2000",
         "# batch_size = 8",
         "# crop = 320",

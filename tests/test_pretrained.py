@@ -30,7 +30,7 @@ from sslseg.artifacts.find import build_segmentor, find_model
 from sslseg.artifacts.run import Run
 from sslseg.catalog import methods
 from sslseg.config.build import TrainOptions, build_config
-from sslseg.config.files import load_model
+from sslseg.config.files import load_model, model_files
 from sslseg.config.fit import fit_model, weights_source, without_pretrained
 from sslseg.data.reading import read_image
 from sslseg.engine.build import QuietRunner, optim_wrapper
@@ -237,6 +237,18 @@ def test_a_first_command_without_any_option_begins_with_imagenet_weights(
         assert torch.equal(state[f"student.backbone.{name}"], value), name
     record = Run(tmp_path / "runs" / "supervised-shapes-1_8-seed0").read()
     assert record["pretrained"] == address("lite0").partition("#")[0]
+
+
+def test_the_table_of_presets_says_where_the_weights_of_each_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(str(checkout / "tools"))
+    from bench_models import source
+
+    rows = [line.split(" | ") for line in (checkout / "docs/commands/train.md").read_text().splitlines()]
+    found = {cells[0].strip("| `"): cells[-1].removesuffix(" |") for cells in rows if len(cells) == 4}
+    assert {name: source(name) for name in model_files()} == {
+        name: words for name, words in found.items() if name in model_files()
+    }
 
 
 @pytest.mark.parametrize("method", [method.name for method in methods()])

@@ -27,9 +27,13 @@ class TrainFlags:
 
     split: SplitOption = None
     data: DataOption = None
-    model: Annotated[str | None, typer.Option(help="Preset, or path of your own mmseg config.", show_default=False)] = (
-        None
-    )
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset, or path of your own mmseg config. Default: what the method's config or the run before names.",
+            show_default=False,
+        ),
+    ] = None
     config: Annotated[
         str | None,
         typer.Option(help="Name of a config, such as cutmix/default, or path of your own.", show_default=False),
@@ -62,7 +66,8 @@ class TrainFlags:
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="none; auto: what the model config names; or a checkpoint. Default: auto.", show_default=False
+            help="auto: the weights that the model config names; none: random; or a checkpoint. Default: auto.",
+            show_default=False,
         ),
     ] = None
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision, on a GPU.")] = False
