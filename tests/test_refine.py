@@ -114,7 +114,7 @@ def test_every_stage_begins_with_the_file_of_the_first(workspace: Path, sslseg: 
 
 
 def test_a_stage_after_random_weights_is_random_unless_its_model_changes(workspace: Path, sslseg: Sslseg) -> None:
-    """The preset names weights; the stage before was told to leave them out."""
+    """The preset names weights; the stage before left them out."""
     short = (*SHORT, "--model", "deeplabv3plus_lite0", "--iterations", "1", "--crop", "64")
     run = sslseg("train", *short, "--pretrained", "none").path
     assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0

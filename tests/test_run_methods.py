@@ -17,7 +17,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 
 class Fake:
-    """Stands in for ``sslseg``: notes each command, marks its run as finished, and fails where it is told to."""
+    """Stands in for ``sslseg``: notes each command, marks its run as finished, and fails where ``failing`` says so."""
 
     def __init__(self, module: ModuleType, folder: Path) -> None:
         self.module, self.folder = module, folder
@@ -109,7 +109,7 @@ def test_methods_run_side_by_side_and_what_they_share_is_run_once(fake: Fake, mo
                 assert not any(text.startswith("refine") and shared & set(text.split()) for text in group)
 
 
-def test_a_failure_stops_its_own_method_and_is_told_at_the_end(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_stops_its_own_method_and_is_printed_at_the_end(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.failing = "train --split splits/seed0 --run-dir runs/supervised-seed0"
     names = ("supervised", "cutmix", "three-stage")
     with pytest.raises(SystemExit) as ended:
