@@ -168,6 +168,7 @@ def measure(options: TrainOptions, *, iterations: int, profile: bool) -> dict[st
     ratios = [iteration / bare for iteration, bare in zip(late["iteration"], late["bare"], strict=True)]
     return dict(
         method=config.method.type,
+        encoder=config.model.backbone.type,
         head=config.model.decode_head.type.removesuffix("Head"),
         device=get_device(),
         iterations=iterations,
@@ -189,6 +190,7 @@ def measure(options: TrainOptions, *, iterations: int, profile: bool) -> dict[st
 
 HEADINGS = (
     "method",
+    "encoder",
     "decode head",
     "device",
     "batch",
@@ -232,6 +234,7 @@ def main() -> None:
             report = process.submit(measure, options, iterations=asked.iterations, profile=asked.profile).result()
         row = (
             report["method"],
+            report["encoder"],
             report["head"],
             report["device"],
             str(asked.batch_size),

@@ -1,4 +1,4 @@
-# A slim discriminator, as the model is slim.
+# A slim discriminator, as the model is small.
 _base_ = [
     '../_base_/models/deeplabv3plus_lite0.py',
     '../_base_/schedules/adamw_2k.py',
