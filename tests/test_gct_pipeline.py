@@ -28,8 +28,11 @@ def run(workspace: Path, sslseg: Sslseg) -> Path:
 
 
 def test_the_detector_can_learn_from_strong_views(workspace: Path, sslseg: Sslseg) -> None:
-    run = sslseg("train", "--config", "gct/default_strong", *SHORT).path
+    run = sslseg("train", "--config", "gct/default_strong", *SHORT, "--set", "method.cross_fit=0.5").path
     assert load(run / "config.py").method.detector_view == "strong"
+    curves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss_detector"] for record in curves if "loss_detector" in record]
+    assert (losses[0] > 0, losses[-1]) == (True, 0.0)
 
 
 @pytest.mark.slow

@@ -106,7 +106,10 @@ class StreamDataset(Dataset):
         results = self.load(dict(sample, fill=self.fill))
         if self.pseudo_masks is not None:
             results = self.pseudo_masks(results)
-        return self.views[index.stream](self.pad(self.geometry[name](results)))
+        views = self.views[index.stream](self.pad(self.geometry[name](results)))
+        for view in views.values():
+            view["index"] = torch.tensor(index.sample)
+        return views
 
 
 class ImageDataset(Dataset):

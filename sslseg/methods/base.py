@@ -88,7 +88,8 @@ class SemiSegmentor(BaseModel):
     A batch holds one view for each name in ``views``, called ``<stream>_<view>``: a dict of ``inputs`` N x 3 x H x W float;
     ``labels`` N x H x W int64 and ``data_samples`` (mmseg's) of the labeled stream, ``valid`` N x H x W bool of others (False
     where there is no pixel of the image); ``pseudo_masks`` N x H x W int64 where they are stored, and ``pseudo_weights`` float
-    in [0, 1] where they are weighted. Views are pixel-aligned, except those with a ``matrix`` N x 2 x 3 (``move_targets``).
+    in [0, 1] where they are weighted; ``index`` N int64, the images' places in their stream. Views are pixel-aligned, except
+    those with a ``matrix`` N x 2 x 3 (``move_targets``).
 
     Attributes:
         views: the views that it wants of each stream (``labeled``, ``unlabeled``, or ``train``: both).

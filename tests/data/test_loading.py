@@ -54,8 +54,13 @@ def test_batches_hold_every_view(streams: StreamDataset) -> None:
     for view in batch.values():
         assert view["inputs"].shape[1:] == (3, 48, 56)
         assert view["inputs"].dtype == torch.uint8
-    assert set(batch["labeled_weak"]) == {"inputs", "labels"}
-    assert set(batch["unlabeled_weak"]) == {"inputs", "valid"}
+    assert set(batch["labeled_weak"]) == {"inputs", "labels", "index"}
+    assert set(batch["unlabeled_weak"]) == {"inputs", "valid", "index"}
+
+
+def test_views_name_the_place_of_their_image(streams: StreamDataset) -> None:
+    views = streams[StreamIndex(1, 2, 9)]
+    assert [int(view["index"]) for view in views.values()] == [2] * len(views)
 
 
 def test_views_of_a_sample_are_pixel_aligned(streams: StreamDataset) -> None:

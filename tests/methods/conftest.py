@@ -89,7 +89,9 @@ def batch_of(views: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
     for stream, names in views.items():
         for name in names:
             view = labeled_view(2, pseudo=True) if stream == "labeled" else other_views(2, pseudo=True)[0]
-            batch[f"{stream}_{name}"] = square(view | dict(pseudo_weights=torch.rand(2, *SIZE)))
+            batch[f"{stream}_{name}"] = square(view | dict(pseudo_weights=torch.rand(2, *SIZE))) | dict(
+                index=torch.arange(2)
+            )
     return batch
 
 

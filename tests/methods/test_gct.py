@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from sslseg.engine.optimizers import JointOptimizer, JointOptimizerConstructor
 from sslseg.errors import UserError
 from sslseg.inference import Predictor, Protocol
+from sslseg.methods.base import data_sample
 from sslseg.methods.gct.flaw_detector import FlawDetector
 from sslseg.methods.gct.flaw_maps import clean_up, spread_errors
 from sslseg.methods.gct.method import cosine_rampup
@@ -117,6 +118,65 @@ def test_the_detector_can_learn_from_the_errors_on_a_strong_view() -> None:
         f"detector.{n}" for n, _ in method.detector.named_parameters()
     }
     assert len(method.bare_passes(with_strong)) == len(plain.bare_passes(given))
+
+
+def test_cross_fit_holds_out_half_of_the_labels_from_each_model() -> None:
+    """At first left learns from even places, right from odd ones, F from left's errors on odd and right's on even ones."""
+    method = build("GCT", **SETTINGS | dict(cross_fit=0.5))
+    given = batch()
+    labeled = given["labeled_weak"] = labeled_view(4) | dict(index=torch.tensor([7, 2, 3, 4]))
+    odd = [True, False, True, False]
+
+    def hidden(view: dict[str, Any], images: list[bool]) -> dict[str, Any]:
+        masks = view["labels"].clone()
+        masks[torch.tensor(images)] = IGNORE
+        return view | dict(labels=masks, data_samples=list(map(data_sample, masks)))
+
+    losses = method.loss(given)
+    plain = build("GCT", **SETTINGS)
+    for side, images in (("left", odd), ("right", [not one for one in odd])):
+        expected = plain.loss(given | dict(labeled_weak=hidden(labeled, images)))
+        for name in losses:
+            if name.startswith(side):
+                torch.testing.assert_close(losses[name], expected[name], msg=name)
+                assert not torch.equal(losses[name], plain.loss(given)[name])
+    _, predictions = outputs(method, given)
+    truth = F.one_hot(labeled["labels"].where(labeled["labels"] != IGNORE, 0), CLASSES).permute(0, 3, 1, 2)
+    own = torch.cat([prediction[:4] for prediction in predictions])
+    valid = (labeled["labels"] != IGNORE)[:, None].repeat(2, 1, 1, 1)
+    valid &= torch.tensor(odd + [not one for one in odd])[:, None, None, None]
+    targets = spread_errors(0.5 * (own - truth.repeat(2, 1, 1, 1)).abs().sum(1, keepdim=True), valid, nu=1)
+    squares = (method.detector(labeled["inputs"].repeat(2, 1, 1, 1), own) - targets).square()
+    torch.testing.assert_close(losses["loss_detector"], squares[valid].mean(), rtol=1e-4, atol=1e-5)
+
+    method.begin_iteration(50)
+    later, now = method.loss(given), plain.loss(given)
+    for name in ("left.decode.loss_ce", "right.decode.loss_ce"):
+        torch.testing.assert_close(later[name], now[name])
+    assert later["loss_detector"] == 0
+    assert gradients(method, given, "loss_detector") == set()
+    grads = [parameter.grad for parameter in method.detector.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads), "distributed training needs them"
+
+
+def test_a_frozen_detector_stays_bit_equal_whatever_its_optimizer_remembers() -> None:
+    method = build("GCT", **SETTINGS | dict(cross_fit=0.5))
+    given = batch()
+    given["labeled_weak"]["index"] = torch.tensor([0, 2])  # right has no labels in this batch: no loss, and no nan
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
+    changed = []
+    for iteration in range(47, 53):
+        before = [parameter.detach().clone() for parameter in method.detector.parameters()]
+        method.begin_iteration(iteration)
+        losses = method.loss(given)
+        assert all(value.isfinite() for value in losses.values())
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        method.after_iteration()
+        changed.append([not torch.equal(*pair) for pair in zip(method.detector.parameters(), before, strict=True)])
+    assert all(map(all, changed[:3]))
+    assert not any(map(any, changed[3:]))
 
 
 def gradients(method: Any, given: dict, *names: str) -> set[str]:

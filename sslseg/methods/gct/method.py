@@ -22,7 +22,9 @@ to which the lambdas belong. A detector's map is clamped, blurred and stretched 
 takes it unchanged. The halves are left out of L_F as well, which makes no difference to Adam. Both models see the same weak
 view; their initial weights, and dropout, differ. Padding, and pixels without a label, are ignored by every constraint.
 Not in the paper: with ``detector_view="strong"``, F learns C(|T^k(A x_l) - B y|) of a strong view A x_l, B moving the labels along:
-the models have learned the labeled images by heart, and F is to judge them on others.
+the models have learned the labeled images by heart, and F is to judge them on others. With ``cross_fit``, F learns from images
+that a model has not learned at all: left sees no labels of one half, right none of the other; L_dc carries them across. Afterwards
+both learn all labels, and F's weights stay as they are.
 Left is validated and exported; ``sslseg pseudolabel`` fuses both.
 """
 
@@ -41,7 +43,7 @@ from torch import Tensor
 from sslseg.functional.consistency import mean
 from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
 from sslseg.inference import Predictor
-from sslseg.methods.base import Batch, SemiSegmentor, View, frozen
+from sslseg.methods.base import Batch, SemiSegmentor, View, data_sample, frozen
 from sslseg.methods.gct.flaw_detector import FlawDetector
 from sslseg.methods.gct.flaw_maps import both_flawed, clean_up, exceeding_to_one, flaw_target, learns_from_other
 from sslseg.methods.gct.predictor import SIDES, FusedPredictor
@@ -91,6 +93,11 @@ class GCT(SemiSegmentor):
             "Whose predictions the detector learns from: those of the labeled images as the models learn them, or (not in the"
             " paper) of their strong view, where the models err as on unlabeled images.",
         ] = "weak",
+        cross_fit: Annotated[
+            Duration,
+            "For how long each model learns the labels of one half of the labeled images only and the detector from its errors on"
+            " the other half; afterwards both learn all labels and the detector is frozen (not in the paper). 0: never.",
+        ] = 0.0,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.right: BaseModule = MODELS.build(right or segmentor)
@@ -98,7 +105,8 @@ class GCT(SemiSegmentor):
         self.consistency_weight, self.correction_weight = consistency_weight, correction_weight
         self.threshold = threshold
         self.rampup, self.ramp = duration(rampup, name="rampup"), RAMPUPS[rampup_shape]
-        self.detector_view = detector_view
+        self.detector_view, self.cross_fit = detector_view, duration(cross_fit, name="cross_fit")
+        self.kept: list[Tensor] = []  # weights of a frozen detector, during an iteration
         views: dict[str, tuple[str, ...]] = {"labeled": ("weak",) if detector_view == "weak" else ("weak", "strong")}
         if consistency_weight or correction_weight:
             views["unlabeled"] = ("weak",)
@@ -112,19 +120,56 @@ class GCT(SemiSegmentor):
         labeled, unlabeled = batch["labeled_weak"], batch.get("unlabeled_weak")
         losses: dict[str, Tensor] = {}
         predictions: list[Tensor] = []
-        for side, model in zip(SIDES, (self.left, self.right), strict=True):
+        for side, model, taught in zip(SIDES, (self.left, self.right), self.halves(labeled), strict=True):
             others = None if unlabeled is None else unlabeled["inputs"]
-            own, logits, _ = self.supervise(labeled, others, model)
+            own, logits, _ = self.supervise(taught, others, model)
             losses |= {f"{side}.{name}": value for name, value in own.items()}  # Eq. (1)
             predictions.append(self.task.activate(logits))
         if unlabeled is not None:
             images = torch.cat((labeled["inputs"], unlabeled["inputs"]))
             valid_mask = torch.cat((self.task.valid_mask(labeled), unlabeled["valid"][:, None]))
             losses |= self.collaborate(images, predictions, valid_mask)  # Eq. (2)
+        if self.detector_is_frozen:  # distributed training waits for a gradient of every parameter: here 0
+            nothing = torch.stack([0.0 * parameter.sum() for parameter in self.detector.parameters()])
+            return losses | dict(loss_detector=nothing.sum())
         if self.detector_view == "strong":
             labeled = batch["labeled_strong"]
             predictions = [self.predict(model, labeled["inputs"]) for model in (self.left, self.right)]
         return losses | dict(loss_detector=self.detect(labeled, predictions))  # Eq. (3)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether each model still learns from its own half of the labeled images alone (``cross_fit``)."""
+        return self.progress < self.fraction(self.cross_fit)
+
+    @property
+    def detector_is_frozen(self) -> bool:
+        return bool(self.cross_fit) and not self.held_out
+
+    def begin_iteration(self, iteration: int) -> None:
+        super().begin_iteration(iteration)
+        self.kept = [parameter.detach().clone() for parameter in self.detector.parameters() if self.detector_is_frozen]
+
+    @torch.no_grad()
+    def after_iteration(self) -> None:
+        """Undo what momentum and weight decay have done to a frozen detector, whose gradients were 0."""
+        super().after_iteration()
+        for parameter, value in zip(
+            self.detector.parameters(), self.kept, strict=False
+        ):  # none is kept of a learning one
+            parameter.copy_(value)
+
+    def halves(self, labeled: View) -> list[View]:
+        """Return the labels of images with even and with odd places in their stream, the others ignored; later all, twice."""
+        if not self.held_out:
+            return [labeled, labeled]
+        found = []
+        for parity in (0, 1):
+            labels = labeled["labels"].masked_fill(
+                (labeled["index"] % 2 != parity)[:, None, None], self.task.ignore_index
+            )
+            found.append(labeled | dict(labels=labels, data_samples=list(map(data_sample, labels))))
+        return found
 
     @torch.no_grad()
     def predict(self, model: EncoderDecoder, images: Tensor) -> Tensor:
@@ -168,7 +213,8 @@ class GCT(SemiSegmentor):
         """Return L_F, averaged over both models' predictions of a view of the labeled images, the first in ``predictions``."""
         images = labeled["inputs"]
         own = torch.cat([prediction[: len(images)].detach() for prediction in predictions])
-        both = dict(labels=labeled["labels"].repeat(2, 1, 1))
+        # Of both halves the one that the model does not learn from.
+        both = dict(labels=torch.cat([view["labels"] for view in reversed(self.halves(labeled))]))
         valid_mask = self.task.valid_mask(both)
         return self.detector.loss(images, own, flaw_target(own, both["labels"], valid_mask), valid_mask)
 
