@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +19,22 @@ import torch
 import torch.nn.functional as F
 
 from sslseg.artifacts.find import build_method, find_model
-from sslseg.config.files import load
+from sslseg.config.files import load, load_named
 from sslseg.data.reading import read_image
-from sslseg.errors import UserError
+from sslseg.engine.iterations import IterationSeed
+from sslseg.errors import Interrupted, UserError
 from sslseg.methods.guidedmix import DecoupledPredictor, decoupling
+from sslseg.plugins import config_paths
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader, verify_store
-from tests.conftest import SHORT, Sslseg
+from sslseg.train import train
+from tests.conftest import OPTIONS, SHORT, Sslseg
 from tests.methods.conftest import CLASSES, IGNORE, SIZE, build, labeled_view, moved, other_views, total
 
 SETTINGS: dict[str, Any] = dict(
-    unlabeled_weight=2.0, decoupling_weight=0.7, classifier_weight=0.3, rampup=0.5, warmup=0.1
+    unlabeled_weight=2.0, decoupling_weight=0.7, classifier_weight=0.3, warmup=0.1, rampup=0.4
 )
+METHOD = ("--method", "guidedmix", "--model", "mitrans_r18s")
 LAMBDAS = {2: [0.15, 0.4], 3: [0.05, 0.3, 0.45]}
 
 
@@ -50,10 +58,16 @@ def fixed_lambdas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def passed(method: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the last encoder feature and the full-size logits of one training pass."""
+    """Return the last encoder feature and the full-size logits of one pass."""
     features = method.student.extract_feat(images)
     logits = method.student.decode_head(features)
     return features[-1], F.interpolate(logits, SIZE, mode="bilinear", align_corners=False)
+
+
+def target_logits(method: Any, *batches: torch.Tensor) -> list[torch.Tensor]:
+    """Return full-size logits as the targets' networks give them: in evaluation mode unless ``target`` says otherwise."""
+    network = copy.deepcopy(method).train(method.target == "train")
+    return [passed(network, images)[1] for images in batches]
 
 
 def remaining(mixed: list[float], labeled: list[float], weight: float, renormalize: str) -> list[float]:
@@ -67,6 +81,9 @@ def remaining(mixed: list[float], labeled: list[float], weight: float, renormali
     "settings",
     [
         {},
+        dict(target="train"),
+        dict(decoupling="hard"),
+        dict(labeled_decoupling="hard", target="train"),
         dict(decoupling="hard", renormalize="clamp"),
         dict(labeled_decoupling="hard", renormalize="raw"),
         dict(space="logits", renormalize="raw", pairs="random"),
@@ -80,6 +97,7 @@ def test_losses_equal_the_paper_s_sums(settings: dict[str, Any]) -> None:
     method, given = made(**settings), batch()
     labeled, weak = given.values()
     losses = method.loss(given)
+    after = copy.deepcopy(method)  # its first pass has updated the running statistics
     images, others, labels = labeled["inputs"], weak["inputs"], labeled["labels"]
     with torch.no_grad():
         encoded, logits = passed(method, torch.cat((images, others)))
@@ -92,19 +110,25 @@ def test_losses_equal_the_paper_s_sums(settings: dict[str, Any]) -> None:
             for i, other, weight in zip(partners, others, LAMBDAS[3], strict=True)
         ]
         pairs = [LAMBDAS[2][n] * images[n] + (1 - LAMBDAS[2][n]) * images[1 - n] for n in range(2)]
-        mixed, paired = passed(method, torch.stack(mixtures))[1], passed(method, torch.stack(pairs))[1]
+        own, mixed, paired = target_logits(after, images, torch.stack(mixtures), torch.stack(pairs))
+        own = logits[:2] if method.target == "train" else own
     if method.space == "probabilities":
-        logits, mixed, paired = (value.softmax(1) for value in (logits, mixed, paired))
+        logits, own, mixed, paired = (value.softmax(1) for value in (logits, own, mixed, paired))
     unlabeled, number, between, labeled_pixels = 0.0, 0, 0.0, 0
     hard = method.decoupling == "hard"
     hard_pairs = (method.labeled_decoupling or method.decoupling) == "hard"
+    # A difference that sums to 0 is never normalized.
+    normalizes = {
+        is_hard: "raw" if is_hard and method.renormalize == "normalize" else method.renormalize
+        for is_hard in (True, False)
+    }
     for y in range(SIZE[0]):
         for x in range(SIZE[1]):
             for k in range(3):
                 if weak["valid"][k, y, x]:
                     weight = 1.0 if hard else LAMBDAS[3][k]
                     target = remaining(
-                        mixed[k, :, y, x].tolist(), logits[partners[k], :, y, x].tolist(), weight, method.renormalize
+                        mixed[k, :, y, x].tolist(), own[partners[k], :, y, x].tolist(), weight, normalizes[hard]
                     )
                     unlabeled += sum((a - b) ** 2 for a, b in zip(target, logits[2 + k, :, y, x].tolist(), strict=True))
                     number += 1
@@ -112,11 +136,11 @@ def test_losses_equal_the_paper_s_sums(settings: dict[str, Any]) -> None:
                 if labels[1 - n, y, x] != IGNORE:
                     weight = 1.0 if hard_pairs else LAMBDAS[2][n]
                     target = remaining(
-                        paired[n, :, y, x].tolist(), logits[n, :, y, x].tolist(), weight, method.renormalize
+                        paired[n, :, y, x].tolist(), own[n, :, y, x].tolist(), weight, normalizes[hard_pairs]
                     )
-                    between += sum((a - b) ** 2 for a, b in zip(target, logits[1 - n, :, y, x].tolist(), strict=True))
+                    between += sum((a - b) ** 2 for a, b in zip(target, own[1 - n, :, y, x].tolist(), strict=True))
                     labeled_pixels += 1
-    omega = 2.0 * math.exp(-5 * (1 - 0.3 / 0.5) ** 2)
+    omega = 2.0 * math.exp(-5 * (1 - (0.3 - 0.1) / 0.4) ** 2)
     assert losses["loss_unlabeled"].item() == pytest.approx(omega * unlabeled / number, rel=1e-3)  # Eqs. (9), (10)
     assert losses["loss_decoupling"].item() == pytest.approx(0.7 * between / labeled_pixels, rel=1e-3)  # Eq. (12)
     terms = []
@@ -128,7 +152,7 @@ def test_losses_equal_the_paper_s_sums(settings: dict[str, Any]) -> None:
     assert losses["loss_classifier"].item() == pytest.approx(0.3 * sum(terms) / len(terms), rel=1e-4)
     with torch.no_grad():
         labeled_logits = passed(method, torch.cat((images, others)))[1][:2]
-    supervised = F.cross_entropy(labeled_logits, labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
+    supervised = F.cross_entropy(labeled_logits, labels, ignore_index=IGNORE)
     torch.testing.assert_close(losses["decode.loss_ce"].detach(), supervised)
 
 
@@ -176,6 +200,10 @@ def test_the_mixture_for_a_target_builds_no_graph(monkeypatch: pytest.MonkeyPatc
         lambda images: seen.append((len(images), torch.is_grad_enabled())) or original(images),
     )
     method.loss(batch())
+    assert seen == [(5, True), (2, False), (3, False), (2, True)]  # x_l with x_u, M_l, M_mix, pairs of L_dec
+    seen.clear()
+    method.target = "train"
+    method.loss(batch())
     assert seen == [(5, True), (3, False), (2, True)]
 
 
@@ -191,8 +219,66 @@ def test_an_iteration_moves_the_student_and_the_classifier() -> None:
     assert parts == {"backbone", "neck", "classifier"}
 
 
-def test_mixtures_do_not_enter_the_running_statistics() -> None:
-    method, given = made(), batch()
+@pytest.mark.slow
+def test_an_iteration_moves_all_of_the_network_on_lite0() -> None:
+    settings = SETTINGS | dict(warmup=0.0)
+    names = moved(build("GuidedMix", model="mitrans_lite0", **settings), batch(), iterations=2)
+    method = build("GuidedMix", model="mitrans_lite0", **settings)
+    assert {name for name in method.state_dict() if not name.startswith("data_preprocessor")} == names
+    assert len([name for name in names if name.startswith("classifier")]) == 2
+
+
+@pytest.mark.slow
+def test_the_network_on_lite0_trains_and_resumes(
+    toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, method="guidedmix", model="mitrans_lite0", iterations=2, crop=(64, 64))
+    whole = train(toy_split, tmp_path / "whole", options)
+
+    def interrupt(self: IterationSeed, runner: Any, batch_idx: int, *_: Any, **__: Any) -> None:
+        if batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IterationSeed, "after_train_iter", interrupt)
+        with pytest.raises(Interrupted, match="iteration 1 of 2"):
+            train(toy_split, tmp_path / "parts", options)
+    parts = train(toy_split, tmp_path / "parts", replace(options, resume=True))
+    first, second = (
+        torch.load(run.checkpoints / "last.pth", weights_only=True)["state_dict"] for run in (whole, parts)
+    )
+    assert first.keys() == second.keys() > {"classifier.weight"}
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"decode.loss_ce", "loss_classifier", "loss_decoupling", "loss_unlabeled"} <= set().union(*lines), lines
+
+
+@pytest.mark.parametrize("target", ["eval", "train"])
+def test_the_mode_of_the_target(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``eval``: running statistics, and no dropout although the head has some; afterwards all modes are as before."""
+    method, given = made(target=target), batch()
+    method.student.decode_head.dropout = torch.nn.Dropout2d(0.5)
+    frozen = method.student.backbone.layer1.eval()  # as norm_eval does
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    mixtures: list[torch.Tensor] = []
+    blend, decouple = decoupling.blend, decoupling.decouple
+    monkeypatch.setattr(decoupling, "blend", lambda *parts: mixtures.append(blend(*parts)) or mixtures[-1])
+    monkeypatch.setattr(decoupling, "decouple", lambda m, o, *w, **k: pairs.append((m, o)) or decouple(m, o, *w, **k))
+    method.loss(given)
+    (mixed, partners), (paired, own) = pairs
+    assert all(any(torch.equal(one, labeled) for labeled in own) for one in partners)
+    reference = copy.deepcopy(method).eval()
+    with torch.no_grad():
+        evaluated = [passed(reference, images)[1].softmax(1) for images in (*mixtures, given["labeled_weak"]["inputs"])]
+    for name, found, expected in zip(("mixed", "paired", "own"), (mixed, paired, own), evaluated, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5) is (target == "eval"), name
+    assert not any(module.training for module in frozen.modules())
+    assert all(module.training for name, module in method.named_modules() if "layer1" not in name)
+
+
+@pytest.mark.parametrize("target", ["eval", "train"])
+def test_mixtures_do_not_enter_the_running_statistics(target: str) -> None:
+    method, given = made(target=target), batch()
     plain = made()
     method.loss(given)
     with torch.no_grad():
@@ -233,14 +319,89 @@ def test_partners_are_mixed(monkeypatch: pytest.MonkeyPatch, pairs: str) -> None
         assert len({tuple(index) for index in chosen}) == 4
 
 
-def test_warmup_uses_labeled_images_only() -> None:
-    method, given = made(), batch()
-    method.begin_iteration(9)
-    assert sorted(method.loss(given)) == ["decode.loss_ce", "loss_classifier"]
-    total(method.loss(given)).backward()
-    assert all(parameter.grad is not None for parameter in method.parameters())
-    method.begin_iteration(10)
-    assert "loss_unlabeled" in method.loss(given)
+@pytest.mark.parametrize("durations", [(0.1, 0.2, 0.5), ("1 epochs", "2 epochs", "5 epochs")])
+def test_l_dec_begins_after_the_warmup_and_l_usup_after_both(
+    durations: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, given = made(**dict(zip(("warmup", "decoupling_warmup", "rampup"), durations, strict=True))), batch()
+    method.begin_training(100, 10)
+    passes: list[int] = []
+    original = method.student.extract_feat
+    monkeypatch.setattr(method.student, "extract_feat", lambda images: passes.append(len(images)) or original(images))
+    monkeypatch.setattr(method, "unlabeled_loss", lambda *_: torch.ones(()))
+    supervised, labeled = (
+        ["decode.loss_ce", "loss_classifier"],
+        ["decode.loss_ce", "loss_classifier", "loss_decoupling"],
+    )
+    # iteration: losses, images in each pass, omega
+    stages = {
+        0: (supervised, [2], None),
+        9: (supervised, [2], None),
+        10: (labeled, [2, 2, 2], None),
+        29: (labeled, [2, 2, 2], None),
+        30: ([*labeled, "loss_unlabeled"], [5, 2, 2], math.exp(-5)),
+        55: ([*labeled, "loss_unlabeled"], [5, 2, 2], math.exp(-5 / 4)),
+        80: ([*labeled, "loss_unlabeled"], [5, 2, 2], 1.0),
+        99: ([*labeled, "loss_unlabeled"], [5, 2, 2], 1.0),
+    }
+    for iteration, (names, images, omega) in stages.items():
+        passes.clear()
+        method.zero_grad(set_to_none=True)
+        method.begin_iteration(iteration)
+        losses = method.loss(given)
+        assert (sorted(losses), passes) == (names, images), iteration
+        if omega is not None:
+            assert losses["loss_unlabeled"].item() == pytest.approx(2.0 * omega), iteration
+        total(losses).backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+def test_hard_decoupling_of_equal_predictions_leaves_nothing_to_be_confident_of() -> None:
+    method = made(decoupling="hard")
+    assert method.messages == ["method.renormalize is raw in hard decoupling: M_mix - M_l sums to 0 over classes"]
+    labeled = torch.tensor([0.9, 0.06, 0.03, 0.01]).view(1, 4, 1, 1)
+    noise = torch.tensor([-2e-4, 1e-4, 1e-4, 0.0]).view(1, 4, 1, 1)
+    for lambdas in (torch.full((1, 1, 1, 1), 0.3), 0.3):
+        target = method.decoupled(labeled + noise, labeled, lambdas, "hard")
+        torch.testing.assert_close(target, noise, atol=1e-7, rtol=0.0)
+    stored = method.decoupled_probabilities(labeled + noise, labeled, 0.3)
+    torch.testing.assert_close(stored, torch.full((1, 4, 1, 1), 0.25), atol=2e-4, rtol=0.0)
+    other = torch.tensor([0.01, 0.06, 0.9, 0.03]).view(1, 4, 1, 1)
+    stored = method.decoupled_probabilities(other, labeled, 0.3)  # positive: 0, 0, 0.87, 0.02; 0.11 is spread
+    torch.testing.assert_close(stored.flatten(), torch.tensor([0.0275, 0.0275, 0.8975, 0.0475]))
+    for _ in range(20):
+        mixed, masks = torch.randn(2, 1, 4, 5, 5).mul(3).softmax(dim=2)
+        stored = method.decoupled_probabilities(mixed, masks, 0.3)
+        torch.testing.assert_close(stored.sum(1), torch.ones(1, 5, 5))
+        assert torch.equal(stored.argmax(1), (mixed - masks).argmax(1))
+    torch.testing.assert_close(method.decoupled_probabilities(mixed, masks, 0.0), mixed)
+
+
+@pytest.mark.parametrize("decoupling_name", ["soft", "hard"])
+def test_an_unmixed_image_learns_its_own_prediction(decoupling_name: str) -> None:
+    method, given = made(mix_prob=0.0, decoupling=decoupling_name), batch()
+    losses = method.loss(given)
+    labeled, weak = given.values()
+    with torch.no_grad():
+        own = target_logits(method, weak["inputs"])[0].softmax(1)
+        direct = passed(method, torch.cat((labeled["inputs"], weak["inputs"])))[1][2:].softmax(1)
+    expected = (direct - own).square().sum(1)[weak["valid"]].mean().item()
+    assert losses["loss_unlabeled"].item() == pytest.approx(method.omega() * expected, rel=1e-4)
+    assert losses["loss_decoupling"].item() < 1e-10
+
+
+def test_similar_pairs_without_a_classifier_are_reported() -> None:
+    (message,) = made(classifier_weight=0.0).messages
+    assert "classifier_weight 0 leaves the paper's classifier out" in message
+    assert made().messages == made(pairs="random", classifier_weight=0.0).messages == []
+
+
+@pytest.mark.parametrize("name", [name for name in config_paths() if name.startswith("guidedmix/")])
+def test_configs_with_similar_pairs_train_the_classifier(name: str) -> None:
+    method = made(**{key: value for key, value in load_named(name).method.items() if key != "type"})
+    assert method.pairs == "random" or method.classifier_weight > 0
+    assert method.target == "eval"
+    assert method.messages == []
 
 
 def test_parts_can_be_left_out_and_other_networks_taken() -> None:
@@ -262,6 +423,8 @@ def test_parts_can_be_left_out_and_other_networks_taken() -> None:
         (dict(space="masks"), "method.space 'masks'"),
         (dict(lambda_max=0.6), "method.lambda_max 0.6 is out of range"),
         (dict(alpha=0.0), "method.alpha"),
+        (dict(mix_prob=1.5), "method.mix_prob 1.5 is not a probability"),
+        (dict(target="teacher"), "method.target 'teacher'"),
         (dict(space="logits"), "normalize needs method.space probabilities"),
     ],
 )
@@ -277,7 +440,7 @@ def test_a_single_image_cannot_be_paired() -> None:
 
 @pytest.fixture
 def run(workspace: Path, sslseg: Sslseg) -> Path:
-    return sslseg("train", "--method", "guidedmix", "--set", "method.lambda_max=0.3", *SHORT).path
+    return sslseg("train", *SHORT, *METHOD, "--set", "method.lambda_max=0.3").path
 
 
 def test_a_store_holds_decoupled_and_direct_masks(run: Path, sslseg: Sslseg) -> None:
@@ -324,10 +487,11 @@ def test_a_store_holds_decoupled_and_direct_masks(run: Path, sslseg: Sslseg) -> 
 @pytest.mark.parametrize("space", ["probabilities", "logits"])
 def test_without_mixing_a_store_s_masks_are_the_direct_ones(workspace: Path, sslseg: Sslseg, space: str) -> None:
     settings = ("--set", f"method.space={space}", "--set", "method.renormalize=raw")
-    assert sslseg("train", "--method", "guidedmix", "--set", "method.lambda_max=0", *settings, *SHORT).code == 0
+    assert sslseg("train", *SHORT, *METHOD, "--set", "method.lambda_max=0", *settings).code == 0
     store = StoreReader(sslseg("pseudolabel", "--predictor", "decoupled", "--workers", "0").path)
     for name in store.ids:
-        assert np.array_equal(store.mask(name), store.stored("model_masks/direct", name))
+        differing = (store.mask(name) != store.stored("model_masks/direct", name)).sum()
+        assert differing <= (space == "logits")  # after a logarithm a tie may fall otherwise
 
 
 def test_a_labeled_image_of_another_size_is_resized(run: Path) -> None:

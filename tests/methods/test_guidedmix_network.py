@@ -159,6 +159,16 @@ def test_lambda_lies_below_its_bound(largest: float) -> None:
     assert peaked.mean() > 1.5 * scaled.mean()
 
 
+def test_a_pair_is_mixed_with_a_probability() -> None:
+    settings = dict(alpha=1.0, largest=0.4, bound="scale", device=torch.device("cpu"))
+    lambdas = decoupling.sample_lambdas(20000, mix_prob=0.3, **settings).flatten()
+    mixed = lambdas[lambdas > 0]
+    assert len(mixed) / 20000 == pytest.approx(0.3, abs=0.02)
+    torch.testing.assert_close(mixed.histc(5, 0.0, 0.4) / len(mixed), torch.full((5,), 0.2), atol=0.03, rtol=0.0)
+    assert not decoupling.sample_lambdas(100, mix_prob=0.0, **settings).any()
+    assert bool((decoupling.sample_lambdas(100, **settings) > 0).all())
+
+
 def test_mixing_and_decoupling_equal_the_equations() -> None:
     labeled, others, lambdas = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2, 2), torch.rand(3, 1, 1, 1) / 2
     mixed, masks = torch.rand(3, 4, 2, 2), torch.rand(3, 4, 2, 2)

@@ -53,19 +53,23 @@ def random_other(number: int, *, device: torch.device) -> Tensor:
     return (torch.arange(number, device=device) + offsets) % number
 
 
-def sample_lambdas(number: int, *, alpha: float, largest: float, bound: str, device: torch.device) -> Tensor:
+def sample_lambdas(
+    number: int, *, alpha: float, largest: float, bound: str, mix_prob: float = 1.0, device: torch.device
+) -> Tensor:
     """Sample lambda from Beta(alpha, alpha) for each pair, take min(lambda, 1 - lambda), and bound it.
 
     Args:
         largest: the bound, at most 0.5.
         bound: ``scale`` multiplies by 2 ``largest``, which is uniform below the bound for alpha = 1; ``clip`` clamps.
+        mix_prob: probability that a pair is mixed; lambda of another is 0.
 
     **Shape**: -> N x 1 x 1 x 1 in [0, ``largest``].
     """
     shape = torch.full((number, 1, 1, 1), alpha, device=device)
     lambdas = torch.distributions.Beta(shape, shape, validate_args=False).sample()
     smaller = torch.minimum(lambdas, 1.0 - lambdas)
-    return 2.0 * largest * smaller if bound == "scale" else smaller.clamp_max(largest)
+    bounded = 2.0 * largest * smaller if bound == "scale" else smaller.clamp_max(largest)
+    return bounded if mix_prob >= 1.0 else bounded * (torch.rand_like(bounded) < mix_prob)
 
 
 def blend(labeled: Tensor, others: Tensor, lambdas: Tensor | float) -> Tensor:
@@ -94,6 +98,18 @@ def decouple(mixed: Tensor, labeled: Tensor, weight: Tensor | float, *, renormal
         return difference
     # The gradient of a product takes a third of the time of a quotient's.
     return difference * difference.sum(dim=1, keepdim=True).clamp_min(1e-6).reciprocal()
+
+
+def spread_remainder(difference: Tensor) -> Tensor:
+    """Make values that are not negative a distribution: what their sum lacks to 1 is the same for all classes.
+
+    The positive part of M_mix - M_l sums to the total variation distance of both: where they agree nothing is left, and
+    dividing by next to nothing would call the rest confident.
+
+    **Shape**: N x C x H x W -> the same.
+    """
+    missing = 1.0 - difference.sum(dim=1, keepdim=True)
+    return difference + missing.clamp_min(0.0) / difference.shape[1]
 
 
 def image_level_labels(labels: Tensor, num_classes: int) -> Tensor:
