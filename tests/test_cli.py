@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,25 @@ def test_a_read_only_folder(workspace: Path, sslseg: Sslseg, monkeypatch: pytest
     done = sslseg("train", *SHORT)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "runs: the disk is read-only" in done.err
+
+
+WAITING = """
+import os, sys
+from sslseg.__main__ import main
+assert "torch" not in sys.modules, "its OpenMP reads the environment when it is loaded"
+sys.argv[1:] = ["--version"]
+try:
+    main()
+finally:
+    print(os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), (dict(OMP_WAIT_POLICY="ACTIVE"), "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: dict[str, str], policy: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", WAITING], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == policy, done.stderr
 
 
 def test_version() -> None:
