@@ -297,6 +297,12 @@ def test_the_fused_mask_takes_each_pixel_from_the_less_flawed_model() -> None:
         for side, own in zip(("left", "right"), sides, strict=True):
             assert torch.equal(prediction.maps[f"model_masks/{side}"], own[n].mask)
             assert 0 <= prediction.maps[f"flaw_maps/{side}"].min() <= prediction.maps[f"flaw_maps/{side}"].max() <= 1
+            # A flaw means the same as in training: what Eq. (4) compares with xi.
+            normalized = Predictor(method.student, Protocol()).normalized([samples[n]["inputs"]])
+            with torch.no_grad():
+                flaw = clean_up(method.detector(normalized, own[n].probabilities[None]))[0, 0]
+            torch.testing.assert_close(prediction.maps[f"flaw_maps/{side}"], flaw, rtol=1e-4, atol=1e-5)
+            assert flaw.max() > 0.6 > flaw.min()
     assert chosen == {0, 1}
 
 

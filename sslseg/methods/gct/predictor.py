@@ -1,4 +1,4 @@
-"""Prediction with both of GCT's models: each pixel from the model with the lower flaw probability."""
+"""Prediction with both of GCT's models: each pixel from the model with the lower flaw."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslseg.inference import Predictor, Protocol
 from sslseg.methods.gct.flaw_detector import FlawDetector
+from sslseg.methods.gct.flaw_maps import clean_up
 from sslseg.store.format import SCORE_MAP, MapKind
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ LEFT, RIGHT = SIDES = ("left", "right")
 class FusedPredictor(Predictor):
     """Predict with two models, and give a flaw map of each.
 
-    Where the flaw probabilities are equal, the left model's prediction is taken. ``maps`` of a prediction holds
-    ``flaw_maps/left`` and ``flaw_maps/right``, H x W in [0, 1], and each model's own mask, ``model_masks/left`` and
-    ``model_masks/right``.
+    A flaw is what Eq. (4) and xi are about: the detector's output after ``clean_up``. So "flaw<0.6" keeps what training with
+    xi = 0.6 takes as no complete flaw, and where one model would teach the other, the pixel comes from it; where
+    flaws are equal, from the left one. ``maps`` of a prediction holds ``flaw_maps/left`` and ``flaw_maps/right``, H x W in
+    [0, 1], and each model's own mask, ``model_masks/left`` and ``model_masks/right``.
     """
 
     maps: ClassVar[dict[str, MapKind]] = {
@@ -46,7 +48,7 @@ class FusedPredictor(Predictor):
         inputs = self.sides[LEFT].normalized(images)[..., : images[0].shape[-2], : images[0].shape[-1]]
         for side, predictor in self.sides.items():
             masks[side], probabilities[side], _ = predictor.predict_batch(images)
-            maps[f"flaw_maps/{side}"] = self.detector(inputs, probabilities[side])[:, 0].clamp(0.0, 1.0)
+            maps[f"flaw_maps/{side}"] = clean_up(self.detector(inputs, probabilities[side]))[:, 0]
             maps[f"model_masks/{side}"] = masks[side]
         from_left = maps[f"flaw_maps/{LEFT}"] <= maps[f"flaw_maps/{RIGHT}"]
         fused = probabilities[LEFT].where(from_left[:, None], probabilities[RIGHT])
