@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.files import load
+from sslseg.data.description import DatasetDescription
 from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.split import SplitOptions, make_split
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader, verify_store
 from sslseg.store.filters import resolve
@@ -122,7 +125,7 @@ def test_two_architectures_and_the_exported_left_one(workspace: Path, sslseg: Ss
     assert any(name.startswith("right.backbone.layers") for name in whole)
 
 
-def test_lengths_in_images_and_epochs(toy_split: Split) -> None:
+def test_lengths_in_images_and_epochs(toy: DatasetDescription, toy_split: Split) -> None:
     def rampup(config: Any) -> float:
         method = build("GCT", rampup=config.method.rampup)
         method.begin_training(config.schedule.iterations, config.schedule.iterations_per_epoch)
@@ -131,8 +134,16 @@ def test_lengths_in_images_and_epochs(toy_split: Split) -> None:
     config = build_config(toy_split, TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none"))
     assert config.schedule.iterations == 200_000 // 4
     assert rampup(config) == pytest.approx(3 * 6 / 50_000)  # 12 unlabeled images, 2 per iteration
-    own = TrainOptions(config="gct/voc_deeplabv2", method="gct", pretrained="none", iterations=90)
-    assert rampup(build_config(toy_split, own)) == pytest.approx(3 * 6 / 90)
+    # eta counts passes over the unlabeled images, also where most images are labeled.
+    eta = TrainOptions(
+        config="gct/voc_deeplabv2", pretrained="none", iterations=90, assignments={"method.rampup": "3 epochs"}
+    )
+    assert rampup(build_config(toy_split, eta)) == pytest.approx(3 * 6 / 90)
+    mostly_labeled = make_split(toy, SplitOptions(count=12))
+    assert (len(mostly_labeled.samples("labeled")), len(mostly_labeled.samples("unlabeled"))) == (12, 4)
+    assert rampup(build_config(mostly_labeled, eta)) == pytest.approx(3 * 2 / 90)
+    shorter = dataclasses.replace(eta, assignments={})  # eta not given: the same fraction of training
+    assert rampup(build_config(toy_split, shorter)) == pytest.approx(3 * 6 / 50_000)
     baseline = TrainOptions(config="supervised/voc_gct_deeplabv2", pretrained="none")
     assert build_config(toy_split, baseline).schedule.iterations == 100_000
     # An epoch is one pass over the unlabeled images, for every method.
