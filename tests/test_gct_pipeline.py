@@ -125,6 +125,26 @@ def test_two_architectures_and_the_exported_left_one(workspace: Path, sslseg: Ss
     assert any(name.startswith("right.backbone.layers") for name in whole)
 
 
+@pytest.mark.parametrize("name", ["gct/voc_deeplabv2", "gct/voc_pspnet"])
+def test_the_paper_s_settings_are_those_of_appendix_c(toy_split: Split, name: str) -> None:
+    config = build_config(toy_split, TrainOptions(config=name, pretrained="none"))
+    method, detector = config.method, config.optimizers.detector
+    assert (method.consistency_weight, method.correction_weight, method.threshold) == (100.0, 1.0, 0.6)
+    assert (method.detector.width, method.detector.norm) == (64, "bn")
+    assert tuple(method.detector.strides) == (2, 2, 1, 2, 1, 2, 1, 2)
+    assert (method.rampup, method.rampup_shape) == ("3 epochs" if "deeplab" in name else "5 epochs", "cosine")
+    assert (method.detector_view, method.cross_fit, method.right) == ("weak", 0.0, None)
+    assert (detector.type, detector.lr, tuple(detector.betas)) == ("Adam", 1e-4, (0.9, 0.99))
+    assert detector.get("weight_decay", 0.0) == 0.0
+    rate, decay = (2.5e-4, 5e-4) if "deeplab" in name else (1e-2, 1e-4)
+    optimizer = config.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("SGD", rate, 0.9, decay)
+    assert (config.schedule.power, config.schedule.warmup) == (0.9, 0.0)
+    data = config.data
+    assert (data.batch_size, tuple(data.crop), tuple(data.scale), data.flip) == (2, (321, 321), (0.5, 1.5), 0.5)
+    assert data.cat_max_ratio == 1.0
+
+
 def test_lengths_in_images_and_epochs(toy: DatasetDescription, toy_split: Split) -> None:
     def rampup(config: Any) -> float:
         method = build("GCT", rampup=config.method.rampup)

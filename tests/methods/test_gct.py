@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -278,6 +279,20 @@ def test_the_detector_is_the_one_of_appendix_b(norm: str, size: tuple[int, int])
     assert len(halves) == (7 if norm == "ibn" else 0)
     with pytest.raises(UserError, match="gn"):
         FlawDetector(21, norm="gn")
+
+
+def test_flaw_maps_are_stretched_from_corner_to_corner() -> None:
+    """Bilinear with align_corners (Appendix B): the pixel x of W lies at x (w - 1) / (W - 1) of the w values."""
+    detector = FlawDetector(CLASSES, width=8).eval()
+    images, predictions = torch.randn(1, 3, *SIZE), torch.rand(1, CLASSES, *SIZE)
+    with torch.no_grad():
+        values = detector.layers(torch.cat((images, predictions), dim=1))[0, 0].numpy()
+        flaws = detector(images, predictions)[0, 0].numpy()
+    rows, columns = (np.arange(size) * (n - 1) / (size - 1) for size, n in zip(SIZE, values.shape, strict=True))
+    wide = np.stack([np.interp(columns, np.arange(len(row)), row) for row in values])
+    expected = np.stack([np.interp(rows, np.arange(len(column)), column) for column in wide.T]).T
+    assert min(values.shape) > 1
+    np.testing.assert_allclose(flaws, expected, atol=1e-5)
 
 
 def test_the_fused_mask_takes_each_pixel_from_the_less_flawed_model() -> None:
