@@ -15,6 +15,7 @@ from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.files import load
 from sslseg.data.description import DatasetDescription
 from sslseg.data.pseudo_masks import PseudoMasks
+from sslseg.errors import UserError
 from sslseg.split import SplitOptions, make_split
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader, verify_store
@@ -164,8 +165,15 @@ def test_lengths_in_images_and_epochs(toy: DatasetDescription, toy_split: Split)
     assert rampup(build_config(mostly_labeled, eta)) == pytest.approx(3 * 2 / 90)
     shorter = dataclasses.replace(eta, assignments={})  # eta not given: the same fraction of training
     assert rampup(build_config(toy_split, shorter)) == pytest.approx(3 * 6 / 50_000)
+    # SupOnly: batches of 4 for all methods, and with a quarter of the labels a quarter of N.
     baseline = TrainOptions(config="supervised/voc_gct_deeplabv2", pretrained="none")
-    assert build_config(toy_split, baseline).schedule.iterations == 100_000
+    assert build_config(toy_split, baseline).schedule.iterations == 200_000 // 4 // 4
+    assert build_config(mostly_labeled, baseline).schedule.iterations == 200_000 * 12 // 16 // 4
+    fully = make_split(toy, SplitOptions(count=16))
+    assert build_config(fully, baseline).schedule.iterations == 200_000 // 4
+    wrong = dataclasses.replace(baseline, assignments={"schedule.samples_of": "unlabeled"})
+    with pytest.raises(UserError, match="samples_of"):
+        build_config(toy_split, wrong)
     # An epoch is one pass over the unlabeled images, for every method.
     for method in ("supervised", "cutmix"):
         options = TrainOptions(method=method, epochs=3, batch_size=8, unlabeled_batch_size=5)

@@ -55,7 +55,8 @@ def resolve(
     """Return the length of a training from the ``schedule`` of its config.
 
     ``schedule.iterations`` wins where it is set; else ``schedule.samples`` counts all images of all batches (N in Sec. 4 of
-    Ke et al., ECCV 2020), else ``schedule.epochs``.
+    Ke et al., ECCV 2020), else ``schedule.epochs``. With ``schedule.samples_of="labeled"`` N is that of a split with all
+    labels, and shrinks with the share of images that are labeled: as many passes over them (rule 2 there).
 
     Args:
         streams: what the method reads.
@@ -68,7 +69,12 @@ def resolve(
     if epochs is not None:
         iterations = epochs * per_epoch
     elif iterations is None and schedule.get("samples") is not None:
-        iterations = schedule.samples // sum(batch_counts(config, streams).values())
+        samples, counted = schedule.samples, schedule.get("samples_of", "all")
+        if counted not in ("all", "labeled"):
+            raise UserError(f"schedule.samples_of is {counted!r}; it can be 'all' or 'labeled'")
+        if counted == "labeled":
+            samples = samples * sizes["labeled"] // (sizes["labeled"] + sizes["unlabeled"])
+        iterations = samples // sum(batch_counts(config, streams).values())
     elif iterations is None and schedule.get("epochs") is not None:
         iterations = schedule.epochs * per_epoch
     return Lengths(iterations, per_epoch)
