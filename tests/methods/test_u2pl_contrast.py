@@ -180,13 +180,14 @@ def test_the_loss_is_that_of_algorithm_1(monkeypatch: pytest.MonkeyPatch, classe
             negative = torch.zeros(len(labels), classes, dtype=torch.bool)  # an empty bank
         else:
             negative = partition.labeled_negatives(probabilities, labels, valid_mask, fitted_ranks(3, 20, classes)[0])
-        vectors, keys = (torch.nn.functional.normalize(torch.randn(len(labels), dim), dim=1) for _ in range(2))
+        vectors = torch.nn.functional.normalize(torch.randn(len(labels), dim), dim=1)
+        keys = torch.randn(len(labels), dim) * torch.rand(len(labels), 1).exp2() ** 4  # of very different lengths
         got = module(vectors, keys, anchors, negative)
         terms = []
         for c in range(classes):
             for key, row in zip(keys, negative, strict=True):
                 if row[c]:
-                    queues[c].append(key)
+                    queues[c].append(key / key.norm())
             candidates = [j for j, anchor in enumerate(anchors.tolist()) if anchor == c]
             if not candidates or not queues[c]:
                 continue
@@ -194,7 +195,7 @@ def test_the_loss_is_that_of_algorithm_1(monkeypatch: pytest.MonkeyPatch, classe
             center = sum(keys[j] for j in candidates) / len(candidates)
             total = 0.0
             slots = [module.bank.keys[int(module.bank.starts[c]) + i % len(queues[c])] for i in range(m * n)]
-            assert all(any(torch.equal(slot, key) for key in queues[c]) for slot in slots)
+            assert all(any(torch.allclose(slot, key, atol=1e-6) for key in queues[c]) for slot in slots)
             for i in range(m):
                 anchor = vectors[candidates[i % len(candidates)]]
                 positive = math.exp(cosine(anchor, center) / tau)

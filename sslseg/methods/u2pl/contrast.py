@@ -98,7 +98,7 @@ class Contrast(nn.Module):
 
         Args:
             vectors: of the student, of length 1.
-            keys: of the teacher, of length 1.
+            keys: of the teacher, of any length: Eq. (12) averages them, and longer ones count more; the bank holds length 1.
             anchors: the class that each pixel is a candidate of, C for none.
             negatives: the classes that it is a negative of.
 
@@ -106,7 +106,7 @@ class Contrast(nn.Module):
         """
         if not self.use_memory_bank:
             self.bank.clear()
-        self.bank.push(keys, negatives)
+        self.bank.push(F.normalize(keys, dim=1), negatives)
         indices, counts = sample_anchors(anchors, self.anchors, self.num_classes)
         with torch.autocast(vectors.device.type, enabled=False):  # half precision cannot count the pixels of a batch
             sums, members = centers(keys, anchors, self.num_classes)

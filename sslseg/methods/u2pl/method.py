@@ -249,11 +249,11 @@ class U2PL(SemiSegmentor):
         return self.distance(logits, targets, weights)  # Eq. (3)
 
     def project(self, features: Tensor, key_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the student's vectors z and the teacher's keys.
+        """Return the student's vectors z, of length 1, and the teacher's keys, of any.
 
         **Shape**: N x channels x h x w twice -> P x D twice.
         """
-        vectors = self.projection(features)
+        vectors = F.normalize(self.projection(features), dim=1)
         with torch.no_grad():
             keys = self.key_projection.network(key_features)
         return rows(vectors), rows(keys)

@@ -66,7 +66,7 @@ def replace_old_weights(projection: nn.Module, state: dict[str, Any], prefix: st
 
 
 class Projection(nn.Sequential):
-    """Map features to vectors of length 1.
+    """Map features to vectors z: Eq. (12) averages them as they are, only the cosine of Eq. (4) makes their length 1.
 
     **Shape**: N x ``shared_width`` x h x w -> N x ``dim`` x h x w.
     """
@@ -79,4 +79,4 @@ class Projection(nn.Sequential):
         self.register_load_state_dict_pre_hook(replace_old_weights)
 
     def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.normalize(super().forward(features).float(), dim=1)
+        return super().forward(features).float()
