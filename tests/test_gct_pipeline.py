@@ -126,6 +126,21 @@ def test_two_architectures_and_the_exported_left_one(workspace: Path, sslseg: Ss
     assert any(name.startswith("right.backbone.layers") for name in whole)
 
 
+@pytest.mark.parametrize("method", ["gct", "mean-teacher"])
+def test_a_split_without_unlabeled_images_is_one_clear_line(
+    workspace: Path, toy: DatasetDescription, sslseg: Sslseg, method: str
+) -> None:
+    make_split(toy, SplitOptions(count=16)).save(Path("splits/full"))
+    done = sslseg("train", "--split", "splits/full", "--method", method, *SHORT)
+    assert done.code == 2
+    assert "the split has no unlabeled images, which" in done.err.splitlines()[-1]
+    assert not list(Path("runs").glob("*/checkpoints/*"))
+    # Both models and the detector on labels alone.
+    if method == "gct":
+        alone = [f"--set=method.{name}_weight=0" for name in ("consistency", "correction")]
+        assert sslseg("train", "--split", "splits/full", "--method", method, *SHORT, *alone).code == 0
+
+
 @pytest.mark.parametrize("name", ["gct/voc_deeplabv2", "gct/voc_pspnet"])
 def test_the_paper_s_settings_are_those_of_appendix_c(toy_split: Split, name: str) -> None:
     config = build_config(toy_split, TrainOptions(config=name, pretrained="none"))

@@ -69,10 +69,10 @@ def resolve(
     if epochs is not None:
         iterations = epochs * per_epoch
     elif iterations is None and schedule.get("samples") is not None:
-        samples, counted = schedule.samples, schedule.get("samples_of", "all")
-        if counted not in ("all", "labeled"):
-            raise UserError(f"schedule.samples_of is {counted!r}; it can be 'all' or 'labeled'")
-        if counted == "labeled":
+        samples, basis = schedule.samples, schedule.get("samples_of", "all")
+        if basis not in ("all", "labeled"):
+            raise UserError(f"schedule.samples_of is {basis!r}; it can be 'all' or 'labeled'")
+        if basis == "labeled":
             samples = samples * sizes["labeled"] // (sizes["labeled"] + sizes["unlabeled"])
         iterations = samples // sum(batch_counts(config, streams).values())
     elif iterations is None and schedule.get("epochs") is not None:
