@@ -118,8 +118,9 @@ def measure(options: TrainOptions, *, iterations: int, profile: bool) -> dict[st
         run = Run(Path(folder) / "run")
         run.checkpoints.mkdir(parents=True)
         config = build_config(split, options)
-        if "warmup" in config.method:
-            config.method.warmup = 0.0  # what follows it is measured
+        for name in config.method:
+            if name.endswith("warmup"):
+                config.method[name] = 0.0  # what follows is measured
         masks = stored_labels(split, Path(folder)) if method_class(config).needs_pseudo_masks else None
         training = build_training(run, split, config, options, masks)
         runner = training.runner
