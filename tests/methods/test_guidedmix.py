@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from sslseg.artifacts.find import build_method, find_model
+from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.files import load, load_named
 from sslseg.data.reading import read_image
 from sslseg.engine.iterations import IterationSeed
@@ -388,6 +389,17 @@ def test_an_unmixed_image_learns_its_own_prediction(decoupling_name: str) -> Non
     expected = (direct - own).square().sum(1)[weak["valid"]].mean().item()
     assert losses["loss_unlabeled"].item() == pytest.approx(method.omega() * expected, rel=1e-4)
     assert losses["loss_decoupling"].item() < 1e-10
+
+
+def test_the_fcn_of_table_2_has_the_recipe_of_the_method(toy_split: Split) -> None:
+    fcn, ours = (
+        build_config(toy_split, TrainOptions(config=name, pretrained="none"))
+        for name in ("supervised/voc_guidedmix_fcn", "guidedmix/voc")
+    )
+    assert (fcn.method.type, fcn.model.decode_head.type, fcn.model.backbone.depth) == ("Supervised", "FCNHead", 50)
+    assert "neck" not in fcn.model
+    for key in ("data", "schedule", "optimizer", "evaluation"):
+        assert fcn[key] == ours[key], key
 
 
 def test_similar_pairs_without_a_classifier_are_reported() -> None:
