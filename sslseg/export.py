@@ -48,16 +48,22 @@ def export(model: Model, folder: Path) -> Path:
 
 def own_modules(segmentor: Any) -> list[str]:
     """Return the Python modules that register parts of a segmentor: all but those that mmseg imports itself."""
-    registered = {*MODELS.module_dict.values(), *MODELS.parent.module_dict.values()}
+    own = {part for name, part in MODELS.module_dict.items() if not known_to_mmseg(name)}
+    registered = {*own, *MODELS.parent.module_dict.values()}
     names = {type(part).__module__ for part in segmentor.modules() if type(part) in registered}
     return sorted(name for name in names if name.split(".")[0] not in IMPORTED_BY_MMSEG)
+
+
+def known_to_mmseg(name: str) -> bool:
+    """Return whether mmseg registers a class of this name, such as a loss that trains otherwise here and predicts alike."""
+    return name in MODELS.parent.module_dict
 
 
 def scoped(config: Any) -> Any:
     """Return ``config`` with our scope before the names of our networks, which mmseg would not find without it."""
     if isinstance(config, dict):
         for key, value in config.items():
-            ours = key == "type" and value in MODELS.module_dict
+            ours = key == "type" and value in MODELS.module_dict and not known_to_mmseg(value)
             config[key] = f"{SCOPE}.{value}" if ours else scoped(value)
     elif isinstance(config, list):
         config[:] = [scoped(item) for item in config]
