@@ -64,7 +64,7 @@ class Entry:
     run: Run
     record: dict[str, Any]
     split: Split
-    head: str
+    network: str
     config: dict[str, str]
 
     @property
@@ -73,7 +73,7 @@ class Entry:
         record = self.record
         order = record["method"] != BASELINE, record["method"], record.get("stage") or 0
         place = self.split.dataset.name, len(self.split.labeled), record["iterations"]
-        return *place, order, label(record), self.head, *self.config.values()
+        return *place, order, label(record), self.network, *self.config.values()
 
     @property
     def last(self) -> float:
@@ -93,8 +93,10 @@ def entry(run: Run) -> Entry:
     if record["status"] != "finished":
         raise SystemExit(f"{run.folder} is not finished")
     config = load(run.config_path)
-    parts = {key: str(config.get(key)) for key in ("model", "method", "optimizer", "schedule", "data", "views")}
-    return Entry(run, record, Split.load(run.split_folder), config.model.decode_head.type.removesuffix("Head"), parts)
+    keys = ("model", "method", "optimizer", "paramwise", "schedule", "data", "views")
+    parts = {key: str(config.get(key)) for key in keys}
+    network = f"{config.model.backbone.type}, {config.model.decode_head.type.removesuffix('Head')}"
+    return Entry(run, record, Split.load(run.split_folder), network, parts)
 
 
 Rows = dict[tuple[Any, ...], list[Entry]]
@@ -139,7 +141,7 @@ HEADINGS = (
     "dataset",
     "labeled images",
     "method",
-    "decode head",
+    "network",
     "iterations",
     "seeds (training / split)",
     "mIoU last",
@@ -162,7 +164,7 @@ def table(runs: list[Run]) -> str:
         rows[found.row].append(found)
     every = [one for entries in rows.values() for one in entries]
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    for (dataset, labeled, iterations, _, name, head, *_), found in sorted(rows.items()):
+    for (dataset, labeled, iterations, _, name, network, *_), found in sorted(rows.items()):
         few = [(one, base) for one in found if (base := baseline(one, every)) is not None and base is not one]
         gains = [one.last - base.last for one, base in few]
         rooms = [room for one, _ in few if (room := headroom(one, every)) is not None]
@@ -173,7 +175,7 @@ def table(runs: list[Run]) -> str:
             dataset,
             labeled,
             name,
-            head,
+            network,
             iterations,
             joined(f"{one.record['seed']} / {one.split.seed}" for one in found),
             *(spread([one.record[which]["mIoU"] for one in found]) for which in ("last", "best")),
@@ -210,7 +212,7 @@ def headroom(one: Entry, every: list[Entry]) -> float | None:
     full = [
         other.last
         for other in every
-        if all(other.config[key] == base.config[key] for key in ("model", "optimizer", "data"))
+        if all(other.config[key] == base.config[key] for key in ("model", "optimizer", "paramwise", "data"))
         and len(other.split.labeled) > len(base.split.labeled)
         and other.split.dataset.name == base.split.dataset.name
         and all(other.record[name] == base.record[name] for name in ("method", "seed", "iterations", "settings"))
@@ -226,8 +228,8 @@ def headroom_lines(every: list[Entry]) -> list[str]:
         if room is not None and baseline(one, every) is one:
             rooms[one.row].append(room)
     lines = []
-    for (dataset, labeled, iterations, _, _, head, *_), values in sorted(rooms.items()):
-        text = f"Headroom of {dataset} at {labeled} labels, {iterations} iterations, {head}: {spread(values)} mIoU."
+    for (dataset, labeled, iterations, _, _, network, *_), values in sorted(rooms.items()):
+        text = f"Headroom of {dataset} at {labeled} labels, {iterations} iterations, {network}: {spread(values)} mIoU."
         if statistics.mean(values) < SMALL_HEADROOM:
             text += f" This is less than {SMALL_HEADROOM}: differences between methods mean little here."
         lines += ["", text]

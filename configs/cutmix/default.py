@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
-# Without the ramp-up, an over-confident teacher holds on to its errors: tuned on a different random seed of the synthetic
+# Without the ramp-up, an over-confident teacher holds on to its errors: tuned from random weights on another seed of the synthetic
 # dataset, seeds 10 to 12.
 method = dict(type='CutMix', consistency='ce', rampup=0.5)
 views = dict(strong=[])  # images are mixed, nothing else
