@@ -128,7 +128,10 @@ def test_benchmark_page_is_written_from_records(tmp_path: Path, toy_split: Split
     subprocess.run(command, check=True, capture_output=True)
     text = page.read_text()
     scores = [json.loads(run.record_path.read_text())["last"]["mIoU"] for run in runs]
-    assert f"| toy | 4 | Supervised | ResNetV1c, DepthwiseSeparableASPP | 2 | 0 / 0, 1 / 1 | {sum(scores) / 2:.2f} ± " in text
+    assert (
+        f"| toy | 4 | Supervised | ResNetV1c, DepthwiseSeparableASPP | 2 | 0 / 0, 1 / 1 | {sum(scores) / 2:.2f} ± "
+        in text
+    )
     assert text.startswith("# Title")
     assert text.endswith("End.\n")
     assert "old" not in text
