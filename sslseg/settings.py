@@ -3,7 +3,8 @@
     def __init__(self, *, mix: Annotated[Literal["cutmix", "cutout"], "How images are mixed."] = "cutmix") -> None:
 
 A string in ``Annotated`` is the setting's meaning; a class in it says that the value is a dict of that class's settings;
-``FollowsLength`` says how the value depends on the length of the training. ``Literal`` names the choices. Config checks, ``sslseg methods NAME`` and the tables of the docs read them from here.
+``FollowsLength`` says how the value depends on the length of the training. ``Literal`` names the choices. Config checks,
+``sslseg methods NAME`` and the tables of the docs read them from here.
 """
 
 from __future__ import annotations
