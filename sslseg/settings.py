@@ -3,8 +3,8 @@
     def __init__(self, *, mix: Annotated[Literal["cutmix", "cutout"], "How images are mixed."] = "cutmix") -> None:
 
 A string in ``Annotated`` is the setting's meaning; a class in it says that the value is a dict of that class's settings;
-``FollowsLength`` says how the value depends on the length of the training. ``Literal`` names the choices. Config checks,
-``sslseg methods NAME`` and the tables of the docs read them from here.
+``FollowsLength`` says how the value depends on the length of the training. ``Literal`` names the choices; ``**settings`` adds the
+settings of the class that it inherits from. Config checks, ``sslseg methods NAME`` and the tables of the docs read them from here.
 """
 
 from __future__ import annotations
@@ -57,11 +57,17 @@ class Setting:
 
 @functools.cache
 def settings_of(target: type) -> Mapping[str, Setting]:
-    """Return the settings of a class by name, in the order of its ``__init__``; ``segmentor`` is not one."""
-    init: Any = getattr(target, "__init__")  # noqa: B009 - mypy refuses it as an attribute of a class
+    """Return the settings of a class by name, in the order of its ``__init__``; ``segmentor`` is not one.
+
+    Where ``__init__`` takes ``**settings``, those of the class that it inherits from come first.
+    """
+    owner, *inherited = (cls for cls in target.__mro__ if "__init__" in vars(cls))
+    init = vars(owner)["__init__"]
     hints = get_type_hints(init, include_extras=True)
-    found = {}
+    found: dict[str, Setting] = {}
     for name, parameter in inspect.signature(init).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and inherited:
+            return MappingProxyType({**settings_of(inherited[0]), **found})
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "segmentor":
             hint = hints.get(name, Any)
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()

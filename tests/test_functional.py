@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from sslseg.functional.consistency import cross_entropy, mean, squared_error
 from sslseg.functional.geometry import warp
-from sslseg.functional.mixing import class_masks, paste, rectangles
+from sslseg.functional.mixing import class_masks, paste, rectangles, small_boxes
 from sslseg.functional.schedule import sigmoid_rampup
 
 
@@ -99,6 +100,31 @@ def test_paste_takes_the_rest_from_the_next_image() -> None:
     for index in range(3):
         assert (mixed[index, :, :2] == index).all()
         assert (mixed[index, :, 2:] == (index + 1) % 3).all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 96)])
+def test_small_boxes_are_those_of_drawing_again_until_one_fits(size: tuple[int, int]) -> None:
+    def slow_area(random: np.random.Generator) -> float:
+        height, width = size
+        while True:
+            area, aspect = random.uniform(0.02, 0.4) * height * width, random.uniform(0.3, 1 / 0.3)
+            high, wide = int(np.sqrt(area * aspect)), int(np.sqrt(area / aspect))
+            top, left = random.integers(height), random.integers(width)
+            if top + high <= height and left + wide <= width:
+                return high * wide / (height * width)
+
+    masks = small_boxes(4000, size, prob=1.0, device=torch.device("cpu"))
+    areas = masks.float().mean(dim=(1, 2, 3))
+    random = np.random.default_rng(0)
+    expected = np.array([slow_area(random) for _ in range(4000)])
+    assert areas.mean() == pytest.approx(expected.mean(), rel=0.03)
+    assert areas.std() == pytest.approx(expected.std(), rel=0.05)
+    for mask in masks[:200, 0]:
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        assert mask.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1), "a rectangle"
+    assert masks.any(dim=0)[0, 4:-4, 4:-4].all(), "a pixel that is never covered"
+    some = small_boxes(4000, size, prob=0.3, device=torch.device("cpu")).flatten(1).any(1)
+    assert float(some.float().mean()) == pytest.approx(0.3, abs=0.03)
 
 
 def test_distances_average_over_valid_pixels_only() -> None:

@@ -128,3 +128,27 @@ def test_a_subclass_inherits_the_checks() -> None:
 
     with refused("method.kind 'c'"):
         Child(segmentor={}, needed=1.0, kind="c")  # type: ignore[arg-type]
+
+
+class Base:
+    def __init__(self, *, segmentor: Any, first: Annotated[int, "One."] = 1, second: int = 2) -> None: ...
+
+
+class Further(Base):
+    def __init__(self, *, third: Annotated[int, "Three."] = 3, second: int = 5, **settings: Any) -> None: ...
+
+
+class Silent(Further):
+    pass
+
+
+class Closed(Base):
+    def __init__(self, *, segmentor: Any, third: int = 3) -> None: ...
+
+
+@pytest.mark.parametrize("target", [Further, Silent])
+def test_settings_are_inherited_where_init_takes_them(target: type) -> None:
+    found = settings_of(target)
+    assert {name: setting.default for name, setting in found.items()} == dict(first=1, second=5, third=3)
+    assert found["first"].doc == "One."
+    assert list(settings_of(Closed)) == ["third"]

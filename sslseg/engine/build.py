@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 import uuid
@@ -172,7 +173,7 @@ def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMas
                 f"{count} {name} images per batch cannot be divided among {world_size} ranks; change --batch-size"
             )
     mean = model.student.data_preprocessor.mean.flatten().tolist()
-    views = {name: {view: config.views[view] for view in names} for name, names in model.views.items()}
+    views = {name: {view: transforms_of(view, config) for view in names} for name, names in model.views.items()}
     dataset = StreamDataset(
         streams,
         description=split.dataset,
@@ -190,6 +191,11 @@ def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMas
     return train_loader(
         dataset, counts, seed=config.seed, workers=config.data.workers, rank=get_rank(), world_size=world_size
     )
+
+
+def transforms_of(view: str, config: Any) -> Any:
+    """Return the transforms of a view; those of ``strong`` also for ``strong_2``, unless the config has that view itself."""
+    return config.views[view if view in config.views else re.sub(r"_[0-9]+$", "", view)]
 
 
 def validation(split: Split, config: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -182,9 +182,17 @@ class SemiSegmentor(BaseModel):
         """Return named losses (their keys hold "loss") and other values to log."""
 
     def supervise(
-        self, labeled: View, others: Tensor | None, segmentor: EncoderDecoder | None = None
+        self,
+        labeled: View,
+        others: Tensor | None,
+        segmentor: EncoderDecoder | None = None,
+        perturb: Callable[[Sequence[Tensor], int], Sequence[Tensor]] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Any]:
         """Pass labeled and other images through the student (or another segmentor) together.
+
+        Args:
+            perturb: changes the features before the heads; called with them and with N. It may add images, but not before
+                the N labeled ones.
 
         **Shape**: others M x 3 x H x W -> the segmentor's own losses on the N labeled images, the logits of all,
         (N + M) x C x H x W, labeled ones first, and their features.
@@ -193,6 +201,8 @@ class SemiSegmentor(BaseModel):
         samples = labeled["data_samples"]
         images = labeled["inputs"] if others is None else torch.cat((labeled["inputs"], others))
         features = segmentor.extract_feat(images)
+        if perturb is not None:
+            features = perturb(features, len(samples))
         logits = segmentor.decode_head(features)
         if not torch.is_tensor(logits):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import islice
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 
 from sslseg.data.dataset import FixedBatches, StreamDataset, seed_everything, train_loader
 from sslseg.data.description import DatasetDescription
@@ -16,6 +18,7 @@ from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.data.reading import label_table, read_mask
 from sslseg.data.sampler import MixedSampler, StreamIndex
 from sslseg.data.transforms import RandomRotation
+from sslseg.engine.build import transforms_of
 from sslseg.errors import UserError
 from sslseg.registry import register_modules
 from sslseg.splits.split import Split
@@ -198,3 +201,26 @@ def test_a_labeled_crop_that_one_class_fills_is_sampled_again(toy: DatasetDescri
         return float(np.mean([np.bincount(crop.numpy().ravel()).max() > 0.5 * crop.numel() for crop in crops]))
 
     assert filled(0.5) < 0.5 * filled(1.0)
+
+
+def test_a_second_view_of_a_name_is_drawn_from_the_same_transforms() -> None:
+    config = ConfigDict(views=dict(weak=[], strong=STRONG, strong_3=SHARED))
+    assert transforms_of("strong", config) == transforms_of("strong_2", config) == STRONG
+    assert transforms_of("strong_3", config) == SHARED
+
+
+def test_two_strong_views_of_one_image_differ(toy_split: Split) -> None:
+    register_modules()
+    dataset = StreamDataset(
+        {"unlabeled": toy_split.samples("unlabeled")},
+        description=toy_split.dataset,
+        views=dict(unlabeled=dict(weak=[], strong=STRONG, strong_2=STRONG)),
+        crop=(48, 48),
+        scale=(1.0, 1.0),
+        flip=0.5,
+        image_mean=(104.0, 116.0, 124.0),
+        seed=5,
+    )
+    views = dataset[StreamIndex(0, 2, 9)]
+    images = [views[f"unlabeled_{name}"]["inputs"] for name in ("weak", "strong", "strong_2")]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(images, 2))

@@ -18,6 +18,9 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("AdvSSL", dict(discriminator=dict(width=4), semi_weight=0.1, threshold=0.3)),
     ("S4L", dict(classifier=dict(width=4))),
     ("SelfTraining", {}),
+    ("FixMatch", dict(threshold=0.3)),
+    ("UniMatchV2", dict(threshold=0.3, dropout=False)),
+    ("UniMatch", dict(threshold=0.3)),
     *(
         ("CutMix", dict(mix=mix, consistency=consistency, per_pixel=per_pixel, threshold=0.3))
         for mix, consistency, per_pixel in (
@@ -56,7 +59,8 @@ def predict_noise_on_padding(network: EncoderDecoder, seed: int) -> None:
 
     def predict(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         logits = F.interpolate(logits, seen[0].shape[-2:], mode="bilinear", align_corners=False)
-        return logits.where(~seen[0], 20.0 * torch.randn(logits.shape, generator=generator))
+        mask = torch.cat((seen[0], seen[0][len(seen[0]) * 2 - len(logits) :])) if len(logits) > len(seen[0]) else seen[0]
+        return logits.where(~mask, 20.0 * torch.randn(logits.shape, generator=generator))
 
     network.backbone.register_forward_pre_hook(see)
     network.decode_head.register_forward_hook(predict)
@@ -70,6 +74,7 @@ def test_losses_do_not_depend_on_predictions_of_padding(name: str, settings: dic
         method.begin_iteration(90)
         weak, strong = map(padded, other_views(pseudo=name == "SelfTraining"))
         views = dict(labeled_weak=padded(labeled_view()), unlabeled_weak=weak, unlabeled_strong=strong)
+        views["unlabeled_strong_2"] = strong
         streams = [f"{stream}_{view}" for stream, names in method.views.items() for view in names]
         for network in (method.student, *([method.teacher.network] if method.teacher else [])):
             predict_noise_on_padding(network, seed)

@@ -1,0 +1,97 @@
+"""UniMatch (V1): two strong views of each image and one perturbation of its features learn from the weak view's confident classes.
+
+Yang, Qi, Feng, Zhang and Shi, Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation, CVPR 2023, Sec. 3.
+
+| paper | here | shape |
+|---|---|---|
+| x_w; x_s1, x_s2 | ``weak``; ``strong_views`` | N x 3 x H x W each |
+| p_w, p_fp | ``weak_logits``, ``perturbed`` | N x C x H x W |
+| p_s1, p_s2 | ``predicted`` | N x C x H x W each |
+| H(p, argmax p_w) where max p_w >= tau | ``accepted_cross_entropy`` | scalar |
+| L = 1/2 (L_x + lambda (mu / 2 (L_s1 + L_s2) + (1 - mu) L_fp)), mu 0.5 | ``loss`` | scalar |
+
+As in the official implementation, labeled and weak images go through the student together, in training mode and without
+any mixing, so that BatchNorm has one clean pass; the weak images' features also go through the heads with half of their channels
+dropped; the strong views are a second pass. There is no teacher: the student is validated and exported.
+
+Choices: the perturbed copy is made of the unlabeled images only; the official one makes it of all and throws the labeled part away.
+CutMix partners are other images of the batch (``fixmatch``), so that their labels come from the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
+from sslseg.methods.base import Batch, SemiSegmentor, move_targets
+from sslseg.methods.fixmatch import halved, mix_view
+from sslseg.methods.unimatch_v2 import check_maps
+from sslseg.networks.logits import head_outputs, logits_of
+from sslseg.registry import MODELS
+from sslseg.settings import checked
+
+STRONG = ("unlabeled_strong", "unlabeled_strong_2")
+
+
+@MODELS.register_module()
+class UniMatch(SemiSegmentor):
+    """UniMatch."""
+
+    views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong", "strong_2")}
+
+    @checked()
+    def __init__(
+        self,
+        *,
+        segmentor: dict[str, Any],
+        threshold: Annotated[float, "tau: the confidence that a pseudo-label must reach; 0 accepts all."] = 0.95,
+        weight: Annotated[float, "lambda: weight of the pseudo-labels."] = 1.0,
+        image_share: Annotated[float, "mu: share of the strong views; the rest is the perturbed features'."] = 0.5,
+        dropout: Annotated[float, "Fraction of the channels that the perturbation of the features drops."] = 0.5,
+        mix_prob: Annotated[float, "Probability that an image of a strong view gets a box of another one."] = 0.5,
+    ) -> None:
+        super().__init__(segmentor=segmentor)
+        self.threshold, self.weight, self.image_share = threshold, weight, image_share
+        self.dropout, self.mix_prob = dropout, mix_prob
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        labeled, weak = batch["labeled_weak"], batch["unlabeled_weak"]
+        losses, logits, _ = self.supervise(labeled, weak["inputs"], perturb=self.add_perturbed)
+        weak_logits, perturbed = logits[len(labeled["inputs"]) :].chunk(2)
+        probabilities = weak_logits.detach().softmax(dim=1)
+        images, labels = [], []
+        for view in map(batch.__getitem__, STRONG):
+            own = PseudoLabels.of(move_targets(probabilities, view), view["valid"])
+            mixed_images, mixed_labels = mix_view(view, own, self.mix_prob)
+            images.append(mixed_images)
+            labels.append(mixed_labels)
+        strong = torch.cat(images)
+        predicted = logits_of(self.student, self.student.extract_feat(strong), strong.shape[-2:]).chunk(2)
+        terms = [accepted_cross_entropy(*pair, self.threshold) for pair in zip(predicted, labels, strict=True)]
+        perturbed_term = accepted_cross_entropy(
+            perturbed, PseudoLabels.of(probabilities, weak["valid"]), self.threshold
+        )
+        return halved(losses) | dict(
+            loss_strong=0.5 * self.weight * self.image_share * torch.stack(terms).mean(),
+            loss_features=0.5 * self.weight * (1.0 - self.image_share) * perturbed_term,
+        )
+
+    def add_perturbed(self, features: Sequence[Tensor], labeled: int) -> Sequence[Tensor]:
+        """Append the weak images' features once more, with random channels dropped.
+
+        **Shape**: levels of (L + N) x C x h x w -> (L + 2 N) x C x h x w.
+        """
+        check_maps(features)
+        return [torch.cat((level, F.dropout2d(level[labeled:], self.dropout))) for level in features]
+
+    def bare_passes(self, batch: Batch) -> list[Tensor]:
+        labeled, weak = batch["labeled_weak"]["inputs"], batch["unlabeled_weak"]["inputs"]
+        features = self.student.extract_feat(torch.cat((labeled, weak)))
+        features = [torch.cat((level, level[len(labeled) :])) for level in features]
+        first = self.student.decode_head(features)
+        return [first, *head_outputs(self.student, torch.cat([batch[name]["inputs"] for name in STRONG]))]
