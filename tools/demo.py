@@ -40,7 +40,7 @@ def main() -> None:
     started = time.monotonic()
     split = step("split", "--ratio", "1/32", cwd=folder)
     length = ("--iterations", options.iterations)
-    run = step("train", "--method", "supervised", "--split", split, *length, "--lr", "3e-3", cwd=folder)
+    run = step("train", "--method", "supervised", "--split", split, *length, cwd=folder)
     store = step("pseudolabel", run, "--subset", "train", cwd=folder)
     refined = step("refine", store, cwd=folder)
     better = step("pseudolabel", refined, "--export-png", "pictures", cwd=folder)
