@@ -24,6 +24,7 @@ from sslseg.config.files import load, load_model, load_named, model_files
 from sslseg.config.lengths import batch_counts
 from sslseg.data.reading import read_image, read_mask
 from sslseg.data.transforms import MultiView
+from sslseg.engine.build import transforms_of
 from sslseg.errors import UserError
 from sslseg.plugins import config_paths, own_configs
 from sslseg.registry import MODELS
@@ -185,7 +186,7 @@ def test_every_shipped_config_describes_a_method_that_can_be_built(toy_split: Sp
     config = build_config(toy_split, TrainOptions(config=name, pretrained="none"))
     model = MODELS.build(dict(config.method, segmentor=load_model(MODEL).model | dict(type="EncoderDecoder")))
     for stream, views in model.views.items():
-        assert all(MultiView(stream, {view: config.views[view]}) for view in views)
+        assert all(MultiView(stream, {view: transforms_of(view, config)}) for view in views)
     assert batch_counts(config, model.views)
 
 

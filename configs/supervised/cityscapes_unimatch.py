@@ -1,0 +1,2 @@
+_base_ = '../_base_/recipes/unimatch_cityscapes.py'
+method = dict(type='Supervised')

@@ -1,0 +1,3 @@
+_base_ = '../_base_/recipes/unimatch_voc.py'
+data = dict(crop=(513, 513))
+method = dict(type='Supervised')
