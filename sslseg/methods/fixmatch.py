@@ -36,21 +36,30 @@ from sslseg.registry import MODELS
 from sslseg.settings import checked
 
 
-def mix_view(view: View, labels: PseudoLabels, prob: float) -> tuple[Tensor, PseudoLabels]:
-    """Replace a box of each image, with probability ``prob``, by what the next image of the batch has there; labels likewise.
+def mixing(view: View, prob: float) -> Tensor:
+    """Return where images keep their own pixels if a box of each, with probability ``prob``, is to come from another one.
 
-    **Shape**: N x 3 x H x W and labels N x H x W -> the same.
+    **Shape**: -> N x 1 x H x W bool.
     """
     images = view["inputs"]
+    size = (images.shape[-2], images.shape[-1])
     if not prob:
-        return images, labels
+        return torch.ones(len(images), 1, *size, dtype=torch.bool, device=images.device)
     if len(images) < 2:
         raise UserError(
             "CutMix mixes images of a batch, but each rank has only one; raise --unlabeled-batch-size, or"
             " --set method.mix_prob=0"
         )
-    kept = ~small_boxes(len(images), (images.shape[-2], images.shape[-1]), prob=prob, device=images.device)
-    return paste(images, kept), labels.pasted(kept)
+    return ~small_boxes(len(images), size, prob=prob, device=images.device)
+
+
+def mix_view(view: View, labels: PseudoLabels, prob: float) -> tuple[Tensor, PseudoLabels]:
+    """Replace a box of each image, with probability ``prob``, by what the next image of the batch has there; labels likewise.
+
+    **Shape**: N x 3 x H x W and labels N x H x W -> the same.
+    """
+    kept = mixing(view, prob)
+    return paste(view["inputs"], kept), labels.pasted(kept)
 
 
 def halved(losses: dict[str, Tensor]) -> dict[str, Tensor]:

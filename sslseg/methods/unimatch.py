@@ -5,10 +5,10 @@ Yang, Qi, Feng, Zhang and Shi, Revisiting Weak-to-Strong Consistency in Semi-Sup
 | paper | here | shape |
 |---|---|---|
 | x_w; x_s1, x_s2 | ``weak``; ``strong_views`` | N x 3 x H x W each |
-| p_w, p_fp | ``weak_logits``, ``perturbed`` | N x C x H x W |
-| p_s1, p_s2 | ``predicted`` | N x C x H x W each |
+| p_w, p_fp | ``weak``, ``perturbed`` | N x C x H x W |
+| p_s1, p_s2 | ``strong`` | N x C x H x W each |
 | H(p, argmax p_w) where max p_w >= tau | ``accepted_cross_entropy`` | scalar |
-| L = 1/2 (L_x + lambda (mu / 2 (L_s1 + L_s2) + (1 - mu) L_fp)), mu 0.5 | ``loss`` | scalar |
+| L = 1/2 (L_x + lambda (mu / 2 (L_s1 + L_s2) + (1 - mu) L_fp)), mu 0.5 | ``own_losses`` | scalar |
 
 As in the official implementation, labeled and weak images go through the student together, in training mode and without
 any mixing, so that BatchNorm has one clean pass; the weak images' features also go through the heads with half of their channels
@@ -20,22 +20,38 @@ CutMix partners are other images of the batch (``fixmatch``), so that their labe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslseg.functional.mixing import paste
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.methods.fixmatch import halved, mix_view
+from sslseg.methods.fixmatch import mixing
 from sslseg.methods.unimatch_v2 import check_maps
 from sslseg.networks.logits import head_outputs, logits_of
 from sslseg.registry import MODELS
 from sslseg.settings import checked
 
 STRONG = ("unlabeled_strong", "unlabeled_strong_2")
+
+
+class Predictions(NamedTuple):
+    """What the student predicts in an iteration.
+
+    **Shape**: losses of the labeled images; logits N x C x H x W, two for ``strong``; ``kept`` N x 1 x H x W bool, two: where
+    strong views were not mixed.
+    """
+
+    losses: dict[str, Tensor]
+    weak: Tensor
+    perturbed: Tensor
+    strong: Sequence[Tensor]
+    kept: Sequence[Tensor]
 
 
 @MODELS.register_module()
@@ -60,26 +76,43 @@ class UniMatch(SemiSegmentor):
         self.dropout, self.mix_prob = dropout, mix_prob
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.own_losses(batch, self.predict(batch), share=0.5)
+
+    def predict(self, batch: Batch) -> Predictions:
+        """Return what the student predicts in both of its passes, and by which boxes its strong views were mixed."""
         labeled, weak = batch["labeled_weak"], batch["unlabeled_weak"]
         losses, logits, _ = self.supervise(labeled, weak["inputs"], perturb=self.add_perturbed)
         weak_logits, perturbed = logits[len(labeled["inputs"]) :].chunk(2)
-        probabilities = weak_logits.detach().softmax(dim=1)
-        images, labels = [], []
-        for view in map(batch.__getitem__, STRONG):
-            own = PseudoLabels.of(move_targets(probabilities, view), view["valid"])
-            mixed_images, mixed_labels = mix_view(view, own, self.mix_prob)
-            images.append(mixed_images)
-            labels.append(mixed_labels)
-        strong = torch.cat(images)
-        predicted = logits_of(self.student, self.student.extract_feat(strong), strong.shape[-2:]).chunk(2)
-        terms = [accepted_cross_entropy(*pair, self.threshold) for pair in zip(predicted, labels, strict=True)]
-        perturbed_term = accepted_cross_entropy(
-            perturbed, PseudoLabels.of(probabilities, weak["valid"]), self.threshold
+        kept = [mixing(batch[name], self.mix_prob) for name in STRONG]
+        images = torch.cat([paste(batch[name]["inputs"], own) for name, own in zip(STRONG, kept, strict=True)])
+        strong = logits_of(self.student, self.student.extract_feat(images), images.shape[-2:]).chunk(2)
+        return Predictions(losses, weak_logits, perturbed, strong, kept)
+
+    def own_losses(self, batch: Batch, made: Predictions, *, share: float) -> dict[str, Tensor]:
+        """Return L_x and lambda L_u, multiplied by ``share``, with the student's own classes as labels."""
+        term = functools.partial(accepted_cross_entropy, threshold=self.threshold)
+        strong, features = self.terms(batch, made, made.weak.detach().softmax(dim=1), term)
+        return {name: share * value for name, value in made.losses.items()} | dict(
+            loss_strong=share * self.weight * strong, loss_features=share * self.weight * features
         )
-        return halved(losses) | dict(
-            loss_strong=0.5 * self.weight * self.image_share * torch.stack(terms).mean(),
-            loss_features=0.5 * self.weight * (1.0 - self.image_share) * perturbed_term,
-        )
+
+    def terms(
+        self,
+        batch: Batch,
+        made: Predictions,
+        probabilities: Tensor,
+        term: Callable[[Tensor, PseudoLabels], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return mu / 2 (L_s1 + L_s2) and (1 - mu) L_fp, with the classes of the weak views' ``probabilities`` as labels.
+
+        **Shape**: N x C x H x W -> two scalars.
+        """
+        strong = []
+        for view, logits, kept in zip(map(batch.__getitem__, STRONG), made.strong, made.kept, strict=True):
+            labels = PseudoLabels.of(move_targets(probabilities, view), view["valid"])
+            strong.append(term(logits, labels.pasted(kept)))
+        features = term(made.perturbed, PseudoLabels.of(probabilities, batch["unlabeled_weak"]["valid"]))
+        return self.image_share * torch.stack(strong).mean(), (1.0 - self.image_share) * features
 
     def add_perturbed(self, features: Sequence[Tensor], labeled: int) -> Sequence[Tensor]:
         """Append the weak images' features once more, with random channels dropped.
