@@ -87,7 +87,8 @@ def build_training(
     interval = config.schedule.get("val_interval") or max(iterations // config.schedule.validations, 1)
     meta = checkpoint_meta(split, config) | dict(pretrained=weights_source(config.model, options.pretrained))
     checkpoints = Checkpoints(run.checkpoints, interval=interval, meta=meta, resume=options.resume)
-    monitor = Monitor(run.folder, interval=max(min(iterations // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1))
+    record_interval = max(min(iterations // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1)
+    monitor = Monitor(run.folder, interval=record_interval, classes=split.dataset.classes)
     stop = StopOnSignal()
     lengths = Lengths(iterations, config.schedule.iterations_per_epoch)
     hooks = [IterationSeed(options.seed), MethodIterations(lengths), SyncBuffers(interval), stop]

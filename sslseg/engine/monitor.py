@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sslseg.artifacts.run import METRICS
 from sslseg.engine.checkpoints import unwrap
+from sslseg.engine.silence import Silence
 from sslseg.files import write_text
 from sslseg.progress import PLAIN_INTERVAL_SECONDS, note, stderr
 
@@ -27,13 +29,15 @@ class Monitor(Hook):
     Args:
         folder: the run directory; gets ``metrics.jsonl``, ``train.log`` and, if TensorBoard is installed, ``tensorboard/``.
         interval: iterations between two records.
+        classes: their names.
         show: whether to show anything on stderr.
     """
 
     priority = "LOW"
 
-    def __init__(self, folder: Path, *, interval: int, show: bool = True) -> None:
+    def __init__(self, folder: Path, *, interval: int, classes: Sequence[str] = (), show: bool = True) -> None:
         self.folder, self.interval = folder, interval
+        self.silence = Silence(classes)
         self.show = show and is_main_process()
         self.sums: dict[str, tuple[torch.Tensor, int]] = {}
         self.number = 0
@@ -45,7 +49,7 @@ class Monitor(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Begin; at this point, after every ``before_train``, the iteration of a resumed run is set."""
         self.started = self.since = time.monotonic()
-        self.first = runner.iter
+        self.first = self.silence.first = runner.iter
         if is_main_process():
             self._drop_after(runner.iter)
             self.board = _summary_writer(self.folder / "tensorboard", runner.iter)
@@ -93,7 +97,8 @@ class Monitor(Hook):
         seconds = (now - self.since) / self.number
         self.since, self.sums, self.number = now, {}, 0
         rates = next(iter(runner.optim_wrapper.get_lr().values()))
-        more = unwrap(runner).log_values()
+        method = unwrap(runner)
+        more = method.log_values()
         pace = dict(lr=max(rates), seconds_per_iteration=round(seconds, 5))
         self._write(dict(iteration=iteration, **values, **more, **pace))
         self.losses = f"loss {values['loss']:.3f} "
@@ -103,6 +108,9 @@ class Monitor(Hook):
             f" {seconds:.3f} s/iteration, {_duration(left)} left",
             always=iteration == runner.max_iters,
         )
+        last = iteration == runner.max_iters
+        for message in self.silence.messages(iteration, values, more, epoch=method.iterations_per_epoch, last=last):
+            self._line(message, always=True)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         record = {key: value for key, value in (metrics or {}).items() if key != "confusion"}

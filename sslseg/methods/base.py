@@ -21,6 +21,7 @@ from sslseg.errors import UserError
 from sslseg.functional.geometry import warp
 from sslseg.functional.schedule import Epochs
 from sslseg.inference.predictor import Predictor
+from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.ema import EMA, Teacher
 from sslseg.methods.task import Segmentation
 from sslseg.networks.logits import head_outputs, resize_logits
@@ -102,6 +103,7 @@ class SemiSegmentor(BaseModel):
         pipeline: the commands from a split to scores, each on the run before it; what ``make NAME`` does.
         old_settings: what settings of earlier versions are called today; None where one is gone.
         task: what depends on the task.
+        acceptance: which pseudo-labels it accepts, by class, for methods that set and fill one; the history shows it.
         teacher: the EMA of the student, for methods that set one; it follows the student by itself.
         messages: what the user should know about the method's choices when training begins.
         iteration: number of the present iteration, from 0.
@@ -125,6 +127,7 @@ class SemiSegmentor(BaseModel):
         self.student: EncoderDecoder = student
         self.task = Segmentation(num_classes=student.num_classes, ignore_index=ignore_value(student.num_classes))
         self.teacher: Teacher | None = None
+        self.acceptance: Acceptance | None = None
         self.messages: list[str] = []
         self.iteration, self.iterations, self.iterations_per_epoch = 0, 1, 1
 
@@ -168,8 +171,9 @@ class SemiSegmentor(BaseModel):
             ema.follow(original, iteration=self.iteration, decay=reached[-1] if reached else 0.0)
 
     def log_values(self) -> dict[str, Any]:
-        """Return what the training curves hold beside losses, as JSON types; may synchronize."""
-        return {}
+        """Return what the training curves hold beside losses, as JSON types; may synchronize; called on every rank at once."""
+        taken = self.acceptance.take() if self.acceptance is not None else {}
+        return dict(pseudo_labels=taken) if taken else {}
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """Return the losses of one batch; prediction goes through ``eval_model``."""
@@ -210,6 +214,8 @@ class SemiSegmentor(BaseModel):
                 f" {type(self).__name__} needs a single one; use a model with another head"
             )
         logits = resize_logits(logits, images.shape[-2:], align_corners=segmentor.decode_head.align_corners)
+        if self.acceptance is not None:
+            self.acceptance.add_labels(labeled["labels"])
         with skip_accuracy():
             losses = add_prefix(segmentor.decode_head.loss_by_feat(logits[: len(samples)], samples), "decode")
             if segmentor.with_auxiliary_head:

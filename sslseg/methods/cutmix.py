@@ -27,6 +27,7 @@ from torch import Tensor
 from sslseg.functional.consistency import DISTANCES, mean
 from sslseg.functional.mixing import mixed
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
+from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.methods.ema import Teacher
 from sslseg.registry import MODELS
@@ -64,6 +65,7 @@ class CutMix(SemiSegmentor):
         self.mix, self.distance, self.weight = mix, DISTANCES[consistency], weight
         self.rampup = duration(rampup, name="rampup")
         self.threshold, self.per_pixel = threshold, per_pixel
+        self.acceptance: Acceptance = Acceptance(self.student.num_classes)
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -73,6 +75,7 @@ class CutMix(SemiSegmentor):
         losses, logits, _ = self.supervise(labeled, images)
         own = logits[len(labeled["inputs"]) :]
         passing = targets.amax(dim=1) > self.threshold
+        self.acceptance.add(targets.argmax(dim=1), passing, valid)
         confident = mean(passing.float(), valid)
         if self.per_pixel:
             valid = valid & passing

@@ -30,6 +30,7 @@ from sslseg.errors import UserError
 from sslseg.functional.mixing import paste, small_boxes
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
 from sslseg.functional.schedule import Decay
+from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
 from sslseg.methods.ema import Teacher
 from sslseg.registry import MODELS
@@ -85,6 +86,7 @@ class FixMatch(SemiSegmentor):
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.threshold, self.weight, self.mix_prob = threshold, weight, mix_prob
+        self.acceptance: Acceptance = Acceptance(self.student.num_classes)
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
 
     @property
@@ -100,6 +102,8 @@ class FixMatch(SemiSegmentor):
             mixed_images, mixed_labels = mix_view(view, own, self.mix_prob)
             images.append(mixed_images)
             labels.append(mixed_labels)
+        for pseudo_labels in labels:
+            self.acceptance.add(pseudo_labels.classes, pseudo_labels.accepted(self.threshold), pseudo_labels.valid)
         losses, logits, _ = self.supervise(labeled, torch.cat(images), perturb=self.perturb)
         predicted = logits[len(labeled["inputs"]) :].chunk(len(images))
         terms = [accepted_cross_entropy(*pair, self.threshold) for pair in zip(predicted, labels, strict=True)]

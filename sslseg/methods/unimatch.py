@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sslseg.functional.mixing import paste
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
+from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.methods.fixmatch import mixing
 from sslseg.methods.unimatch_v2 import check_maps
@@ -74,6 +75,7 @@ class UniMatch(SemiSegmentor):
         super().__init__(segmentor=segmentor)
         self.threshold, self.weight, self.image_share = threshold, weight, image_share
         self.dropout, self.mix_prob = dropout, mix_prob
+        self.acceptance: Acceptance = Acceptance(self.student.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.own_losses(batch, self.predict(batch), share=0.5)
@@ -91,7 +93,10 @@ class UniMatch(SemiSegmentor):
     def own_losses(self, batch: Batch, made: Predictions, *, share: float) -> dict[str, Tensor]:
         """Return L_x and lambda L_u, multiplied by ``share``, with the student's own classes as labels."""
         term = functools.partial(accepted_cross_entropy, threshold=self.threshold)
-        strong, features = self.terms(batch, made, made.weak.detach().softmax(dim=1), term)
+        probabilities = made.weak.detach().softmax(dim=1)
+        labels = PseudoLabels.of(probabilities, batch["unlabeled_weak"]["valid"])
+        self.acceptance.add(labels.classes, labels.accepted(self.threshold), labels.valid)
+        strong, features = self.terms(batch, made, probabilities, term)
         return {name: share * value for name, value in made.losses.items()} | dict(
             loss_strong=share * self.weight * strong, loss_features=share * self.weight * features
         )

@@ -44,6 +44,7 @@ from sslseg.functional.confidence import normalized_entropy
 from sslseg.functional.consistency import DISTANCES
 from sslseg.functional.mixing import mixed
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
+from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.ael.equalizer import Equalizer
 from sslseg.methods.ael.method import copy_paste
 from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
@@ -129,6 +130,7 @@ class U2PL(SemiSegmentor):
         self.warmup, self.rampup = duration(warmup, name="warmup"), duration(rampup, name="rampup")
         decays = [(0.0 if teacher_warmup == "average" else self.warmup, decay)]
         self.teacher: Teacher = Teacher(self.student, decays)
+        self.acceptance: Acceptance = Acceptance(self.student.num_classes)
         self.contrast_weight, self.threshold = contrast_weight, threshold
         self.reliability: Reliability = reliability
         classes = self.task.channels
@@ -158,11 +160,11 @@ class U2PL(SemiSegmentor):
         return super().ema_pairs() + projections
 
     def log_values(self) -> dict[str, Any]:
-        """Return how full each class's queue is, in [0, 1]."""
+        """Return also how full each class's queue is, in [0, 1]."""
         if not self.contrast_weight:
-            return {}
+            return super().log_values()
         bank = self.contrast.bank
-        return dict(bank=[round(filled, 4) for filled in (bank.counts / bank.sizes).tolist()])
+        return super().log_values() | dict(bank=[round(filled, 4) for filled in (bank.counts / bank.sizes).tolist()])
 
     def current_alpha(self) -> float:
         """Return alpha_t."""
@@ -201,6 +203,7 @@ class U2PL(SemiSegmentor):
         labels = targets.argmax(dim=1)
         partition = partition_pixels(entropy, labels, valid, alpha=alpha, reliability=self.reliability)
 
+        self.acceptance.add(labels, partition.reliable, valid)
         weight = adaptive_weight(partition.reliable, self.current_eta())
         losses["loss_unlabeled"] = weight * self.unsupervised_loss(logits[number:], targets, partition.reliable)
 
