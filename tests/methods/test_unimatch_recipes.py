@@ -32,12 +32,21 @@ LEAVES: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "unimatch/cityscapes_r50": ("cityscapes", 50, "UniMatch", {}),
     "fixmatch/voc": ("voc", 101, "FixMatch", dict(decay=0.0)),
     "fixmatch/cityscapes": ("cityscapes", 101, "FixMatch", dict(decay=0.0)),
+    "prevmatch/voc": ("voc", 101, "PrevMatch", {}),
+    "prevmatch/voc_r50": ("voc", 50, "PrevMatch", {}),
+    "prevmatch/cityscapes": ("cityscapes", 101, "PrevMatch", dict(interval="6 epochs", past_trust="mean")),
+    "prevmatch/cityscapes_r50": ("cityscapes", 50, "PrevMatch", dict(interval="6 epochs", past_trust="mean")),
 }
-METHODS = {  # what both papers share
-    "UniMatch": dict(weight=1.0, image_share=0.5, dropout=0.5, mix_prob=0.5),
+UNIMATCH = dict(weight=1.0, image_share=0.5, dropout=0.5, mix_prob=0.5)
+METHODS: dict[str, dict[str, Any]] = {
+    "UniMatch": UNIMATCH,
     "FixMatch": dict(weight=1.0, mix_prob=0.5),
+    # The distance of copies is ours: the paper copies after epochs with a new best score.
+    "PrevMatch": UNIMATCH
+    | dict(memory=8, ensemble=3, past_threshold=0.9, past_weight=1.0, past_trust="threshold", interval="2 epochs"),
 }
-KEPT_PIXELS, IMAGES_PER_RANK = 200_000, 2  # OHEM in the official implementation
+KEPT_PIXELS = 200_000  # OHEM in the official implementations, of the images of a rank
+IMAGES_PER_RANK = {"UniMatch": 2, "FixMatch": 2, "PrevMatch": 4}
 
 
 def built(split: Split, name: str, **options: Any) -> Any:
@@ -77,7 +86,7 @@ def test_recipes_are_those_of_the_paper(toy_split: Split, name: str) -> None:
     if row == "cityscapes":
         sampler = decoder.sampler
         assert (sampler.type, sampler.thresh) == ("OHEMPixelSampler", 0.7)
-        assert sampler.min_kept * IMAGES_PER_RANK == KEPT_PIXELS
+        assert sampler.min_kept * IMAGES_PER_RANK[cls] == KEPT_PIXELS
     else:
         assert "sampler" not in decoder
     assert str(Protocol(**config.evaluation)) == protocol

@@ -1,0 +1,2 @@
+_base_ = '../_base_/recipes/unimatch_voc.py'
+method = dict(type='PrevMatch')
