@@ -15,7 +15,7 @@ with quiet_import():
 SCOPE = "sslseg"
 LOCATIONS = {
     "MODELS": ["sslseg.methods", "sslseg.networks"],
-    "TRANSFORMS": ["sslseg.data.color", "sslseg.data.randaugment", "sslseg.data.transforms"],
+    "TRANSFORMS": ["sslseg.data.color", "sslseg.data.intensity", "sslseg.data.randaugment", "sslseg.data.transforms"],
     "OPTIM_WRAPPER_CONSTRUCTORS": ["sslseg.engine.optimizers"],
     "TASK_UTILS": ["sslseg.networks"],
 }
