@@ -1,3 +1,3 @@
 # The strong view of AugSeg (Zhao et al., CVPR 2023) instead of color jitter.
 _base_ = './default.py'
-views = dict(strong=[dict(type='RandomIntensity', num_ops=3)])
+views = dict(strong=[dict(type='RandomIntensity')])
