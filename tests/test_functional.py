@@ -10,7 +10,7 @@ import torch
 
 from sslseg.functional.consistency import cross_entropy, mean, squared_error
 from sslseg.functional.geometry import warp
-from sslseg.functional.mixing import class_masks, paste, rectangles, small_boxes
+from sslseg.functional.mixing import class_masks, overlaid_rectangles, paste, rectangles, small_boxes
 from sslseg.functional.schedule import sigmoid_rampup
 
 
@@ -70,6 +70,46 @@ def test_rectangles_cover_half_the_image(size: tuple[int, int]) -> None:
     assert heights.min() < 0.55
     assert heights.max() > 0.95
     assert rectangles(3000, size, device=torch.device("cpu")).any(dim=0).all(), "a pixel that is never covered"
+
+
+@pytest.mark.parametrize("size", [(48, 48), (40, 90)])
+def test_overlaid_rectangles_are_those_of_toggling_one_after_the_other(size: tuple[int, int]) -> None:
+    def slow_mask(random: np.random.Generator) -> np.ndarray:
+        mask = np.zeros(size, dtype=bool)
+        for _ in range(3):
+            area = random.uniform(0.25, 0.5)
+            high = area ** random.uniform()
+            sides = [
+                round(fraction / np.sqrt(3) * side) for fraction, side in zip((high, area / high), size, strict=True)
+            ]
+            top, left = (round((whole - side) * random.uniform()) for whole, side in zip(size, sides, strict=True))
+            box = (slice(top, top + sides[0]), slice(left, left + sides[1]))
+            mask[box] = ~mask[box]
+        return mask
+
+    number = 6000
+    torch.manual_seed(1)
+    masks = overlaid_rectangles(number, size, device=torch.device("cpu"))
+    assert masks.shape == (number, 1, *size)
+    random = np.random.default_rng(0)
+    expected = np.stack([slow_mask(random) for _ in range(number)])
+    found = masks[:, 0].numpy()
+    areas, slow_areas = found.mean(axis=(1, 2)), expected.mean(axis=(1, 2))
+    assert 0.0 < areas.min() < 0.1, "boxes that nearly cover each other"
+    assert areas.max() < 0.5 + 0.03, "three disjoint boxes of a sixth each, in whole pixels"
+    assert areas.mean() == pytest.approx(slow_areas.mean(), abs=0.004)
+    assert areas.std() == pytest.approx(slow_areas.std(), rel=0.04)
+    assert np.abs(found.mean(axis=0) - expected.mean(axis=0)).max() < 0.04, "where boxes lie"
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_two_overlaid_rectangles_are_apart_where_both_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = torch.zeros(2, 2, 1, 4, 4, dtype=torch.bool)
+    given[0, 0, :, :3], given[0, 1, :, 2:], given[1, 0, :, :, :1] = True, True, True
+    monkeypatch.setattr("sslseg.functional.mixing.rectangles", lambda *_, **__: given.flatten(0, 1))
+    masks = overlaid_rectangles(2, (4, 4), count=2, device=torch.device("cpu"))
+    assert masks[0, 0, :, 0].tolist() == [True, True, False, True]
+    assert torch.equal(masks[1], given[1, 0])
 
 
 def test_class_masks_take_whole_classes_and_half_of_them() -> None:

@@ -6,6 +6,8 @@ CutMix for segmentation: French et al., Semi-supervised semantic segmentation ne
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -34,16 +36,28 @@ def mixed(mix: str, images: Tensor, targets: Tensor, valid_mask: Tensor) -> tupl
     return paste(images, kept), paste(targets, kept), paste(valid_mask[:, None], kept)[:, 0]
 
 
-def rectangles(number: int, size: tuple[int, int], *, area: float = 0.5, device: torch.device) -> Tensor:
+def rectangles(
+    number: int,
+    size: tuple[int, int],
+    *,
+    area: float | Tensor = 0.5,
+    side: float = 1.0,
+    device: torch.device,
+) -> Tensor:
     """Return for each image a rectangle, True inside, that covers ``area`` of it, with a random aspect ratio.
 
-    **Shape**: N, (H, W) -> N x 1 x H x W bool.
+    Args:
+        area: one, or one for each image.
+        side: multiplies the sides of the rectangle, the longest of which is the image's.
+
+    **Shape**: N, (H, W), area N x 1 x 1 x 1 -> N x 1 x H x W bool.
     """
     height, width = size
     uniform = torch.rand(3, number, 1, 1, 1, device=device)
     # Height and width as fractions of the image: their product is `area`, and neither exceeds 1.
     high = area ** uniform[0]
     wide = area / high
+    high, wide = side * high, side * wide
     tops = ((1 - high) * height * uniform[1]).round()
     lefts = ((1 - wide) * width * uniform[2]).round()
     rows = torch.arange(height, device=device).reshape(1, 1, -1, 1)
@@ -51,6 +65,26 @@ def rectangles(number: int, size: tuple[int, int], *, area: float = 0.5, device:
     inside_rows = (rows >= tops) & (rows < tops + (high * height).round())
     inside_columns = (columns >= lefts) & (columns < lefts + (wide * width).round())
     return inside_rows & inside_columns
+
+
+def overlaid_rectangles(
+    number: int,
+    size: tuple[int, int],
+    *,
+    count: int = 3,
+    area: tuple[float, float] = (0.25, 0.5),
+    device: torch.device,
+) -> Tensor:
+    """Return for each image the pixels that an odd number of ``count`` rectangles cover.
+
+    The area of each is uniform in ``area``, divided by ``count``, and no side exceeds 1 / sqrt(``count``) of the image's: as in the
+    implementations of French et al. and of CPS.
+
+    **Shape**: N, (H, W) -> N x 1 x H x W bool.
+    """
+    areas = torch.empty(number * count, 1, 1, 1, device=device).uniform_(*area)
+    inside = rectangles(number * count, size, area=areas, side=count**-0.5, device=device)
+    return functools.reduce(torch.logical_xor, inside.unflatten(0, (number, count)).unbind(dim=1))
 
 
 def small_boxes(

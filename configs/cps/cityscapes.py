@@ -1,0 +1,2 @@
+_base_ = '../_base_/recipes/cps_cityscapes.py'
+method = dict(type='CPS', weight=6.0)

@@ -1,0 +1,2 @@
+_base_ = '../_base_/recipes/cps_voc.py'
+method = dict(type='CPS', mix='cutmix', weight=1.0)
