@@ -11,8 +11,8 @@ DATA ?=
 RATIO ?= 1/8
 WORK ?= $@
 TRAIN ?=
-# Every method is a target: its folder of configs names it.
-METHODS := $(sort $(patsubst configs/%/default.py,%,$(wildcard configs/[!_]*/default.py)))
+# Every method is a target: its folder of configs names it. auto is the recommended one.
+METHODS := auto $(sort $(patsubst configs/%/default.py,%,$(wildcard configs/[!_]*/default.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo $(METHODS) test test-fast lint format typecheck docs docs-tables docs-serve bench ci clean

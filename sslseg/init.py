@@ -196,7 +196,7 @@ def toml_text(findings: Findings) -> str:
     lines += [
         "",
         "[train]",
-        '# method = "supervised"',
+        '# method = "auto"   # the recommended one; `sslseg methods` lists all',
         '# model = "deeplabv3plus_lite0"   # a preset, or the path of your own mmseg config',
         "# iterations = 2000",
         "# batch_size = 8",

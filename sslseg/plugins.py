@@ -22,6 +22,7 @@ from sslseg.progress import note
 GROUP = "sslseg.methods"
 OWN = "sslseg"
 DEFAULT = "default"  # the config of a method that `--method` takes
+AUTO = "auto"  # stands for one of the methods (`sslseg.config.auto`)
 
 
 def entry_points() -> list[importlib.metadata.EntryPoint]:
@@ -102,13 +103,14 @@ def config_paths() -> dict[str, Path]:
 
 def method_names() -> list[str]:
     """Return the names that ``--method`` knows: those of folders with a ``default.py``."""
-    return sorted(name.split("/")[0] for name in config_paths() if name.endswith(f"/{DEFAULT}"))
+    names = {name.split("/")[0] for name in config_paths() if name.endswith(f"/{DEFAULT}")}
+    return sorted(names - {AUTO})
 
 
 def check_method(name: str) -> None:
     """Raise UserError unless ``--method`` knows the name; nothing heavy is imported."""
     known = method_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, [AUTO, *known], n=1)
         hint = f"did you mean {near[0]!r}? Use" if near else "use"
-        raise UserError(f"method {name!r} is unknown; {hint} --method with one of: {', '.join(known)}")
+        raise UserError(f"method {name!r} is unknown; {hint} --method with one of: {', '.join([AUTO, *known])}")

@@ -22,7 +22,7 @@ from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.inference import Protocol
-from sslseg.plugins import method_names
+from sslseg.plugins import AUTO, method_names
 from sslseg.progress import note
 from sslseg.pseudolabel import SCORES, PseudolabelOptions, pseudolabel
 from sslseg.settings import settings_of
@@ -96,7 +96,7 @@ def plan(
     if stage is not None and weight is not None:
         raise UserError("--weight needs a method without stages; leave --stage or --weight out")
     marked = stage is None and given.store.has(RELIABLE)
-    chosen = method or (Path(config).stem if config else None)
+    chosen = (method if method != AUTO else None) or (Path(config).stem if config else None)
     names = given.model.method.refiners if chosen is None else (chosen,)
     for name in names:
         cls = method_class(load_named(config) if config else load_method(name))

@@ -7,15 +7,18 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslseg import __version__
 from sslseg.artifacts.checkpoint import LAST
 from sslseg.artifacts.run import Run, environment
+from sslseg.config.auto import choose, is_auto, recommendation, settle
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.fit import weights_source
 from sslseg.errors import Interrupted, UserError
+from sslseg.plugins import method_names
 from sslseg.progress import note
 from sslseg.splits.split import Split
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainOptions", "build_config", "train"]
 
 RUNNING, FINISHED = "running", "finished"
+BY_AUTO = "auto"  # in a run's record: the method that `auto` stood for, None where the user named it; earlier versions lack it
 # In a run's record, for the runs that learn from its store: the path of the user's file, and the sources from the first run on.
 PRETRAINED_FILE, PRETRAINED_BY_RUN = "pretrained_file", "pretrained_by_run"
 FREE_TO_CHANGE = ("data.workers",)  # in the config of a run that is resumed
@@ -57,12 +61,18 @@ def train(
 
     launch(options.launcher, options.device)
     run = Run(folder)
+    began = run.read() if options.resume and run.record_path.exists() else {}
+    choice = ""
+    if is_auto(options):
+        options, choice = _chosen(split, options, run, began)
     config = build_config(split, options, base=base)
     if method_class(config).needs_pseudo_masks:
         if pseudo_masks is None:
-            raise UserError(f"method {options.method!r} learns from stored pseudo-masks; use `sslseg refine STORE`")
+            name = options.config or options.method
+            raise UserError(f"method {name!r} learns from stored pseudo-masks; use `sslseg refine STORE`")
         config.pseudo_masks = pseudo_masks.to_dict()
-    record = _record(split, config, options, **(notes or {}))
+    by_auto = began.get(BY_AUTO, options.method if choice else None)
+    record = _record(split, config, options, **{BY_AUTO: by_auto}, **(notes or {}))
     if before:
         record[PRETRAINED_BY_RUN] = [*before, record["pretrained"]]
         if before[-1] != record["pretrained"]:
@@ -74,8 +84,49 @@ def train(
         on_main(lambda: _claim(run, split, config, record, options))
         if run.read()["status"] == FINISHED:
             return run
-    _fit(run, split, config, record, options, pseudo_masks)
+    _fit(run, split, config, record, options, pseudo_masks, choice)
     return run
+
+
+def default_folder(runs: Path, split: Split, split_name: str, options: TrainOptions) -> Path:
+    """Return the run directory that is named after method and split.
+
+    Under ``auto``, to resume is to go on with the newest run of this split that ``auto`` has begun, whatever it stands for today;
+    so it is with an unfinished run of an earlier version, whose default was the method that needs no unlabeled images.
+    """
+    if not is_auto(options):
+        return runs / f"{options.method}-{split_name}"
+    found = []
+    for name in method_names() if options.resume else ():
+        run = Run(runs / f"{name}-{split_name}")
+        record = run.read() if run.record_path.exists() else {BY_AUTO: None}
+        old = BY_AUTO not in record and record["status"] != FINISHED and name == recommendation().without_unlabeled
+        if old or record.get(BY_AUTO):
+            found.append(run)
+    if found:
+        return max(found, key=lambda run: run.record_path.stat().st_mtime_ns).folder
+    return runs / f"{choose(split)[0]}-{split_name}"
+
+
+def _chosen(split: Split, options: TrainOptions, run: Run, began: dict[str, Any]) -> tuple[TrainOptions, str]:
+    """Return options with the method that ``auto`` stands for, and a line for the user.
+
+    A resumed run keeps its method, and its number of unlabeled images per iteration where the user gives none.
+    """
+    from sslseg.config.files import load, load_method
+
+    name = began.get(BY_AUTO)
+    if began and name is None:  # the user named it then, or the run is of an earlier version
+        kinds = (other for other in method_names() if load_method(other).method.type == began["method"])
+        name = next(kinds, None)
+    if name is None:
+        options, reason = settle(options, split)
+        return options, (
+            f"method auto: {options.method}, {reason}; --method NAME chooses another, `sslseg methods` lists them"
+        )
+    number = options.unlabeled_batch_size or load(run.config_path).data.get("unlabeled_batch_size")
+    message = f"method auto: {name}, with which {run.folder} began; --run-dir names another run"
+    return replace(options, method=name, unlabeled_batch_size=number), message
 
 
 def _claim(run: Run, split: Split, config: Any, record: dict[str, Any], options: TrainOptions) -> None:
@@ -141,6 +192,7 @@ def _fit(
     record: dict[str, Any],
     options: TrainOptions,
     pseudo_masks: PseudoMasks | None,
+    message: str,
 ) -> None:
     from mmengine.dist import is_main_process
 
@@ -155,6 +207,8 @@ def _fit(
                 run.record_path.unlink(missing_ok=True)
                 shutil.rmtree(run.split_folder, ignore_errors=True)
             raise
+        if message:
+            note(message)  # only now: an error in the user's input is one line
         try:
             training.runner.train()
         finally:

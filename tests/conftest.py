@@ -26,7 +26,10 @@ SIZE, TRAIN, VAL = 64, 16, 6
 # Tests train the small model, in less than a tenth of the default's time; tests/test_pretrained.py has those of the default.
 MODEL = "deeplabv3plus_r18s"
 SHORT = ("--model", MODEL, "--iterations", "4", "--batch-size", "2", "--crop", "48", "--workers", "0")
-OPTIONS = TrainOptions(model=MODEL, iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5)
+SUPERVISED = ("train", "--method", "supervised", *SHORT)
+OPTIONS = TrainOptions(
+    method="supervised", model=MODEL, iterations=20, batch_size=2, crop=(48, 48), workers=0, val_interval=5
+)
 
 
 @dataclass(frozen=True)

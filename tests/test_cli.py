@@ -16,8 +16,9 @@ import typer
 
 from sslseg.cli.app import app
 from sslseg.cli.console import run as run_main
+from sslseg.config.auto import recommendation
 from sslseg.errors import Interrupted, UserError
-from tests.conftest import SHORT, Sslseg, program
+from tests.conftest import SHORT, SUPERVISED, Sslseg, program
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -95,7 +96,7 @@ def test_every_commands_json_parses_and_names_its_path(
         return json.loads(done.out)
 
     assert record("split", "--data", toy_folder, "--count", "4")["labeled"] == 4
-    run = record("train", *SHORT)
+    run = record(*SUPERVISED)
     assert run["best"]["mIoU"] >= run["last"]["mIoU"]
     store = record("pseudolabel", "--workers", "0")
     assert store["ids"] == 12
@@ -147,7 +148,7 @@ def test_a_damaged_image_met_in_training_is_one_line(
     shutil.copytree(toy_folder, tmp_path / "toy")
     sslseg("split", "--data", "toy", "--count", "16")
     (tmp_path / "toy" / "images" / "train" / "003.png").write_bytes(b"junk")
-    done = sslseg("train", *SHORT, "--iterations", "8", "--batch-size", "4", "--workers", workers)
+    done = sslseg(*SUPERVISED, "--iterations", "8", "--batch-size", "4", "--workers", workers)
     assert (done.code, done.out) == (2, "")
     assert "003.png cannot be decoded" in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
@@ -165,7 +166,7 @@ def test_a_read_only_folder(workspace: Path, sslseg: Sslseg, monkeypatch: pytest
         raise OSError(errno.EROFS, "Read-only file system", "runs")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    done = sslseg("train", *SHORT)
+    done = sslseg(*SUPERVISED)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "runs: the disk is read-only" in done.err
 
@@ -202,11 +203,11 @@ def test_an_empty_folder_is_enough_to_try_a_pipeline(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = sslseg("train", *SHORT, "--val-interval", "9")
-    assert done.path == Path("runs/supervised-shapes-1_8-seed0")
+    assert done.path == Path(f"runs/{recommendation().recommended}-shapes-1_8-seed0")
     assert "made splits/shapes-1_8-seed0/split.json, in which 1/8 of the built-in synthetic dataset" in done.err
-    again = sslseg("train", *SHORT, "--method", "cutmix", "--dry-run")
+    again = sslseg(*SUPERVISED, "--method", "cutmix", "--dry-run")
     assert "made splits" not in again.err
     (tmp_path / "sslseg.toml").write_text('[dataset]\nlayout = "folder"\nroot = "."\nclasses = ["a", "b"]\n')
     (tmp_path / "splits").rename(tmp_path / "elsewhere")
-    missing = sslseg("train", *SHORT)
+    missing = sslseg(*SUPERVISED)
     assert (missing.code, "make one with `sslseg split" in missing.err) == (2, True)

@@ -20,7 +20,7 @@ from sslseg.split import SplitOptions, make_split
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader, verify_store
 from sslseg.store.filters import resolve
-from tests.conftest import SHORT, Sslseg
+from tests.conftest import SHORT, SUPERVISED, Sslseg
 from tests.methods.conftest import build
 
 KINDS = ("masks", "confidence", "flaw_maps/left", "flaw_maps/right", "model_masks/left", "model_masks/right")
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_one_line(run: Path, sslseg: Sslseg, arguments: tup
 
 
 def test_a_model_without_a_detector_gives_no_flaw(workspace: Path, sslseg: Sslseg) -> None:
-    assert sslseg("train", *SHORT).code == 0
+    assert sslseg(*SUPERVISED).code == 0
     done = sslseg("pseudolabel", "--scores", "flaw")
     assert done.code == 2
     assert "the model does not give it; it gives confidence, entropy" in done.err

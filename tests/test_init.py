@@ -122,7 +122,7 @@ def test_suggested_keys_are_accepted(tmp_path: Path) -> None:
     text = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
     (tmp_path / "sslseg.toml").write_text(text)
     assert Workspace.load(tmp_path).train() == dict(
-        method="supervised", model="deeplabv3plus_lite0", iterations=2000, batch_size=8, crop=320
+        method="auto", model="deeplabv3plus_lite0", iterations=2000, batch_size=8, crop=320
     )
 
 

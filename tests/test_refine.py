@@ -22,7 +22,7 @@ from sslseg.registry import MODELS
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader
 from sslseg.store.filters import resolve
-from tests.conftest import OPTIONS, SHORT, Sslseg, program
+from tests.conftest import OPTIONS, SHORT, SUPERVISED, Sslseg, program
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_each_stage_begins_with_initial_weights_and_the_plain_segmentor_remains(
 def test_every_stage_begins_with_the_file_of_the_first(workspace: Path, sslseg: Sslseg, toy_split: Split) -> None:
     torch.save(MODELS.build(build_config(toy_split, OPTIONS).model).backbone.state_dict(), workspace / "mine.pth")
     short = (*SHORT, "--iterations", "1", "--lr", "1e-12")
-    run = sslseg("train", *short, "--pretrained", "mine.pth").path
+    run = sslseg("train", "--method", "supervised", *short, "--pretrained", "mine.pth").path
     assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
     second = sslseg("refine", run, *short, "--set", "method.consistency_weight=0")
     assert f"encoder weights: {workspace / 'mine.pth'}, 132 of the backbone's 132 tensors" in second.err
@@ -116,7 +116,7 @@ def test_every_stage_begins_with_the_file_of_the_first(workspace: Path, sslseg: 
 def test_a_stage_after_random_weights_is_random_unless_its_model_changes(workspace: Path, sslseg: Sslseg) -> None:
     """The preset names weights; the stage before left them out."""
     short = (*SHORT, "--model", "deeplabv3plus_lite0", "--iterations", "1", "--crop", "64")
-    run = sslseg("train", *short, "--pretrained", "none").path
+    run = sslseg("train", "--method", "supervised", *short, "--pretrained", "none").path
     assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
     for flags in ([], ["--model", "deeplabv3plus_lite0"]):
         done = sslseg("refine", run, "--dry-run", *flags)
@@ -130,7 +130,7 @@ def test_refining_from_a_file_that_the_config_names_is_not_noted(
 ) -> None:
     torch.save(MODELS.build(build_config(toy_split, OPTIONS).model).backbone.state_dict(), workspace / "mine.pth")
     setting = "model.backbone.init_cfg={'type': 'Pretrained', 'checkpoint': 'mine.pth'}"
-    run = sslseg("train", *SHORT, "--set", setting).path
+    run = sslseg(*SUPERVISED, "--set", setting).path
     assert sslseg("pseudolabel", run, "--subset", "train", "--workers", "0").code == 0
     done = sslseg("refine", run, "--iterations", "2")
     assert "encoder weights: mine.pth, 132 of the backbone's 132 tensors" in done.err
@@ -350,7 +350,7 @@ def test_a_written_protocol_can_be_read_back(protocol: Protocol) -> None:
 
 @pytest.mark.slow
 def test_the_whole_pipeline_in_a_shell_and_on_two_ranks(workspace: Path) -> None:
-    train = program("train", *SHORT, cwd=workspace)
+    train = program(*SUPERVISED, cwd=workspace)
     store = program("pseudolabel", "-", "--subset", "all", "--workers", "0", cwd=workspace, stdin=train.out)
     second = program("refine", "-", "--stage", "2", "--workers", "0", cwd=workspace, stdin=store.out)
     source = second.out.strip()  # several processes cannot share one standard input

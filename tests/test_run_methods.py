@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sslseg.artifacts.run import Run
+from sslseg.config.auto import recommendation
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
@@ -162,3 +163,12 @@ def test_options_without_a_stage_go_to_every_training(fake: Fake, monkeypatch: p
     assert all("deeplabv3plus_r18s" in fake.words(run) for run in fake.trained())
     with pytest.raises(SystemExit):
         main(fake, monkeypatch, "--seeds", "0", "--methods", "three-stage", "--stage", "3")
+
+
+def test_auto_is_run_once_under_the_name_of_what_it_stands_for(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = recommendation().recommended
+    main(fake, monkeypatch, "--seeds", "0", "--methods", "supervised", "auto", name)
+    assert fake.trained() == ["supervised-seed0", f"{name}-seed0"]
+    assert f"auto: {name}" in capfd.readouterr().err

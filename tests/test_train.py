@@ -21,7 +21,7 @@ from sslseg.data import reading as data_files
 from sslseg.errors import Interrupted, UserError
 from sslseg.splits.split import Split
 from sslseg.train import train
-from tests.conftest import MODEL, OPTIONS, SHORT, Sslseg, program
+from tests.conftest import MODEL, OPTIONS, SUPERVISED, Sslseg, program
 
 EVERY = methods()
 
@@ -31,7 +31,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_run_directory_holds_what_the_docs_say(workspace: Path, sslseg: Sslseg) -> None:
-    run = sslseg("train", *SHORT, "--val-interval", "2").path
+    run = sslseg(*SUPERVISED, "--val-interval", "2").path
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["last"]["iteration"] == 4
@@ -97,8 +97,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
-    arguments = (*SHORT, "--iterations", "60", "--val-interval", "10")
-    command = [sys.executable, "-m", "sslseg", "train", *arguments, "--run-dir", "killed"]
+    arguments = (*SUPERVISED, "--iterations", "60", "--val-interval", "10")
+    command = [sys.executable, "-m", "sslseg", *arguments, "--run-dir", "killed"]
     # As many threads as `program` uses: with others the sums, and so the bits, would differ.
     environment = os.environ | dict(OMP_NUM_THREADS="1")
     process = subprocess.Popen(
@@ -121,8 +121,8 @@ def test_killed_and_resumed_equals_uninterrupted(workspace: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_saves_and_stops(workspace: Path, number: int) -> None:
     """As a terminal's Ctrl-C or a scheduler sends it: to the loader's workers, too."""
-    arguments = (*SHORT, "--iterations", "5000", "--workers", "2", "--run-dir", "group")
-    command = [sys.executable, "-m", "sslseg", "train", *arguments]
+    arguments = (*SUPERVISED, "--iterations", "5000", "--workers", "2", "--run-dir", "group")
+    command = [sys.executable, "-m", "sslseg", *arguments]
     process = subprocess.Popen(
         command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -139,12 +139,12 @@ def test_a_signal_to_the_whole_process_group_saves_and_stops(workspace: Path, nu
 
 
 def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
-    run = sslseg("train", *SHORT).path
+    run = sslseg(*SUPERVISED).path
     before = (run / "checkpoints" / "last.pth").read_bytes()
-    again = sslseg("train", *SHORT)
+    again = sslseg(*SUPERVISED)
     assert again.code == 2
     assert "--resume" in again.err
-    assert sslseg("train", *SHORT, "--resume").path == run
+    assert sslseg(*SUPERVISED, "--resume").path == run
     assert (run / "checkpoints" / "last.pth").read_bytes() == before
 
 
@@ -160,30 +160,30 @@ def test_a_run_is_not_overwritten(workspace: Path, sslseg: Sslseg) -> None:
 def test_resuming_with_other_settings_is_refused(
     workspace: Path, sslseg: Sslseg, arguments: tuple[str, ...], message: str
 ) -> None:
-    run = sslseg("train", *SHORT).path
-    done = sslseg("train", *SHORT, *arguments, "--resume")
+    run = sslseg(*SUPERVISED).path
+    done = sslseg(*SUPERVISED, *arguments, "--resume")
     assert done.code == 2
     assert message in done.err
-    assert sslseg("train", *SHORT, "--workers", "1", "--resume").path == run
+    assert sslseg(*SUPERVISED, "--workers", "1", "--resume").path == run
 
 
 def test_killed_before_the_record_was_closed(workspace: Path, sslseg: Sslseg) -> None:
-    run = sslseg("train", *SHORT).path
+    run = sslseg(*SUPERVISED).path
     record = json.loads((run / "run.json").read_text())
     unfinished = {key: value for key, value in record.items() if key not in ("last", "best", "protocol")}
     (run / "run.json").write_text(json.dumps(unfinished | dict(status="running")))
-    sslseg("train", *SHORT, "--resume")
+    sslseg(*SUPERVISED, "--resume")
     assert json.loads((run / "run.json").read_text()) == record
 
 
 def test_wrong_input_does_not_claim_the_directory(workspace: Path, sslseg: Sslseg) -> None:
     wrong = ("--set", "model.backbone.init_cfg={'type': 'Pretrained', 'checkpoint': 'nowhere.pth'}")
-    assert sslseg("train", *SHORT, *wrong).code == 2
-    assert sslseg("train", *SHORT).code == 0
+    assert sslseg(*SUPERVISED, *wrong).code == 2
+    assert sslseg(*SUPERVISED).code == 0
 
 
 def test_a_folder_of_other_files_is_left_alone(workspace: Path, sslseg: Sslseg) -> None:
-    done = sslseg("train", *SHORT, "--run-dir", ".")
+    done = sslseg(*SUPERVISED, "--run-dir", ".")
     assert done.code == 2
     assert "holds other files" in done.err
     assert not (workspace / "config.py").exists()
@@ -191,7 +191,7 @@ def test_a_folder_of_other_files_is_left_alone(workspace: Path, sslseg: Sslseg) 
 
 def test_dry_run_writes_nothing(workspace: Path, sslseg: Sslseg) -> None:
     before = sorted(workspace.rglob("*"))
-    assert sslseg("train", *SHORT, "--dry-run").code == 0
+    assert sslseg(*SUPERVISED, "--dry-run").code == 0
     assert sorted(workspace.rglob("*")) == before
 
 
@@ -226,7 +226,7 @@ def test_users_own_mmseg_config(workspace: Path, sslseg: Sslseg) -> None:
         "        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)),\n"
         "    auxiliary_head=dict(in_channels=32, channels=8))\n"
     )
-    run = sslseg("train", *SHORT, "--model", "mine.py").path
+    run = sslseg(*SUPERVISED, "--model", "mine.py").path
     head = weights(run / "checkpoints" / "last.pth")["student.decode_head.conv_seg.weight"]
     assert head.shape[0] == 7
 
@@ -259,7 +259,7 @@ torch.save(unwrap(made[-1].runner).state_dict(), f"rank{os.environ['RANK']}.pth"
 def test_two_ranks_end_with_equal_weights(workspace: Path, method: str) -> None:
     (workspace / "ranks.py").write_text(RANKS)
     if find_method(method).cls.needs_pseudo_masks:
-        assert program("train", *SHORT, "--run-dir", "stage1", cwd=workspace).code == 0
+        assert program(*SUPERVISED, "--run-dir", "stage1", cwd=workspace).code == 0
         assert program("pseudolabel", "stage1", "--subset", "train", "--workers", "0", cwd=workspace).code == 0
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
@@ -332,7 +332,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 @pytest.mark.slow
 def test_a_disk_that_takes_no_checkpoint(workspace: Path) -> None:
     """A real limit of the system: no file may grow beyond 200 kB."""
-    command = f"ulimit -f 200; exec {sys.executable} -m sslseg train {' '.join(SHORT)}"
+    command = f"ulimit -f 200; exec {sys.executable} -m sslseg {' '.join(SUPERVISED)}"
     done = subprocess.run(["bash", "-c", command], cwd=workspace, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "cannot write runs/supervised-toy-4/checkpoints/best.pth: the file would be larger" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from sslseg.artifacts.workspace import Workspace
 from sslseg.errors import UserError
-from tests.conftest import MODEL, SHORT, Sslseg
+from tests.conftest import MODEL, SUPERVISED, Sslseg
 
 
 def test_init_describes_what_the_other_commands_then_use(
@@ -25,12 +25,12 @@ def test_init_describes_what_the_other_commands_then_use(
     assert (described.num_classes, described.ignore_index, described.root) == (7, 255, str(toy_folder))
     split = sslseg("split", "--count", "4").path
     assert json.loads(split.read_text())["dataset"]["name"] == "toy"
-    assert sslseg("train", *SHORT, "--iterations", "1").path.name == "supervised-toy-4-seed0"
+    assert sslseg(*SUPERVISED, "--iterations", "1").path.name == "supervised-toy-4-seed0"
     again = sslseg("init", "--data", toy_folder)
     assert again.code == 2
     assert "--force" in again.err
     assert sslseg("init", "--data", toy_folder, "--force", "--classes", ",".join("abcdefg")).code == 0
-    mismatch = sslseg("train", *SHORT, "--iterations", "1", "--run-dir", "other")
+    mismatch = sslseg(*SUPERVISED, "--iterations", "1", "--run-dir", "other")
     assert mismatch.code == 2
     assert "make a new split" in mismatch.err
 
@@ -38,7 +38,7 @@ def test_init_describes_what_the_other_commands_then_use(
 @pytest.mark.slow
 def test_flags_win_over_the_file(workspace: Path, sslseg: Sslseg) -> None:
     (workspace / "sslseg.toml").write_text(
-        f'[train]\nmodel = "{MODEL}"\niterations = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n'
+        f'[train]\nmethod = "supervised"\nmodel = "{MODEL}"\niterations = 3\nbatch_size = 2\ncrop = 48\nworkers = 0\n'
     )
     run = sslseg("train").path
     assert json.loads((run / "run.json").read_text())["iterations"] == 3

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from rich.console import Console
 
 from sslseg.catalog import find_method
+from sslseg.config.auto import recommendation
+from sslseg.plugins import AUTO
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -44,14 +46,14 @@ class Step(NamedTuple):
 
 
 def steps(method: str, run_of: Callable[[str, int], str]) -> list[Step]:
-    """Return the pipeline that a method declares.
+    """Return the pipeline that a method declares; that of the recommended method for ``auto``, which a split may not allow.
 
     Args:
         run_of: names the run directory of each training, by its method and number (from 1).
     """
     found: list[Step] = []
     run, number = "", 0
-    for text in find_method(method).cls.pipeline:
+    for text in find_method(recommendation().recommended if method == AUTO else method).cls.pipeline:
         command, *options = shlex.split(text)
         source = run
         if command == "train" and "--method" not in options:

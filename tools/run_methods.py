@@ -31,7 +31,9 @@ from rich.console import Console
 
 from sslseg.artifacts.run import Run
 from sslseg.catalog import methods
+from sslseg.config.auto import recommendation
 from sslseg.errors import UserError
+from sslseg.plugins import AUTO
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 BASELINE = "supervised"
@@ -174,7 +176,13 @@ def main() -> None:
     parser.add_argument("--ratio", help="fraction of training images that count as labeled (default: 1/16)")
     parser.add_argument("--count", help="number of labeled images instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=known, default=known)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=[AUTO, *known],
+        default=known,
+        help="auto is the recommended one, and its runs bear that one's name",
+    )
     parser.add_argument("--tag", default="", help="goes into the names of the runs, for an ablation")
     parser.add_argument(
         "--stage",
@@ -192,6 +200,9 @@ def main() -> None:
     if options.stage and not options.tag:
         parser.error("--stage needs --tag, for the names of the runs")
     train = [word for word in words if word != "--"]
+    names = list(dict.fromkeys(recommendation().recommended if name == AUTO else name for name in options.methods))
+    if AUTO in options.methods:
+        console.print(f"auto: {recommendation().recommended}")
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
@@ -205,7 +216,7 @@ def main() -> None:
     except CommandError as failed:
         raise SystemExit(str(failed)) from failed
     with ThreadPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(attempt, *job) for job in jobs(chains, options.methods, ends=options.ends)]
+        futures = [pool.submit(attempt, *job) for job in jobs(chains, names, ends=options.ends)]
         try:
             failures = [message for future in futures if (message := future.result())]
         except KeyboardInterrupt:

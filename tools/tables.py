@@ -13,6 +13,7 @@ from pages import rewritten
 
 from sslseg.catalog import Method, methods
 from sslseg.cli.app import app
+from sslseg.config.auto import recommendation
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -59,7 +60,11 @@ def plain(value: Any) -> str:
 
 def overview(found: list[Method]) -> str:
     """Return a Markdown table of all methods."""
-    rows = ["| method | what it does |", "|---|---|"]
+    rows = [
+        "| method | what it does |",
+        "|---|---|",
+        f"| [`auto`](commands/train.md#auto) | {recommendation().summary} |",
+    ]
     return "\n".join(
         [*rows, *(f"| [`{method.name}`](methods/{method.name}.md) | {method.summary} |" for method in found)]
     )

@@ -135,7 +135,7 @@ class Workspace:
 
     def newest_run(self) -> Path:
         """Return the newest run directory of the working folder."""
-        return _newest(self.runs, RECORD, "run", "make one with `sslseg train --method supervised`, or name one").parent
+        return _newest(self.runs, RECORD, "run", "make one with `sslseg train`, or name one").parent
 
 
 def _newest(folder: Path, name: str, kind: str, hint: str) -> Path:

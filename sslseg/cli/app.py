@@ -19,7 +19,7 @@ app = typer.Typer(
         "Semi-supervised segmentation: from a folder of images, a few of them labeled, to a good model.\n\n"
         "Every command prints one line on stdout, the path of what it made, and takes '-' for the path that the command"
         " before it in a pipeline printed. Without sslseg.toml a built-in synthetic dataset is used:\n\n"
-        "sslseg split --ratio 1/8 && sslseg train --method supervised && sslseg pseudolabel --subset train && sslseg refine && sslseg eval"
+        "sslseg split --ratio 1/8 && sslseg train && sslseg pseudolabel && sslseg eval"
     ),
 )
 

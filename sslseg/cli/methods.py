@@ -23,18 +23,23 @@ def command(
 ) -> None:
     """List the methods, or the settings of one, each a key for --set.
 
-    Methods are those of this package, of installed plug-ins and of the working folder's configs. Prints the names, one
-    line; or, of one method, its name.
+    Methods are those of this package, of installed plug-ins and of the working folder's configs; auto stands for one of them.
+    Prints the names, one line; or, of one method, its name.
     """
     from sslseg.catalog import find_method, methods
+    from sslseg.config.auto import recommendation
+    from sslseg.plugins import AUTO
 
+    auto = recommendation()
     if name is None:
         found = methods()
-        record: dict[str, Any] = {method.name: method.summary for method in found}
-        _show_methods(found)
+        record: dict[str, Any] = {AUTO: auto.summary} | {method.name: method.summary for method in found}
+        _show_methods(found, {AUTO: auto.summary})
         _print(record, " ".join(record), as_json=as_json)
     else:
-        method = find_method(name)
+        if name == AUTO:
+            note(f"{AUTO}: {auto.summary}")
+        method = find_method(auto.recommended if name == AUTO else name)
         _show_settings(method)
         _print(_record(method), method.name, as_json=as_json)
 
@@ -64,10 +69,12 @@ def _record(method: Method) -> dict[str, Any]:
     )
 
 
-def _show_methods(found: list[Method]) -> None:
+def _show_methods(found: list[Method], more: dict[str, str]) -> None:
     from rich.table import Table
 
     table = Table("method", "command", "what it does")
+    for name, summary in more.items():
+        table.add_row(name, "train", summary)
     for method in found:
         table.add_row(method.name, "refine" if method.cls.needs_pseudo_masks else "train", method.summary)
     show(table, "Methods")

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 def command(
     method: Annotated[
         str | None,
-        typer.Option(help="Name of a method; `sslseg methods` lists them. Default: supervised.", show_default=False),
+        typer.Option(
+            help="Name of a method; `sslseg methods` lists them. Default: auto, the one that is recommended for the split.",
+            show_default=False,
+        ),
     ] = None,
     *,
     flags: TrainFlags,
@@ -31,13 +34,13 @@ def command(
     it stopped. Flags win over sslseg.toml, which wins over the config; --set wins over all. In a folder without
     sslseg.toml and splits it begins with a split of the built-in synthetic dataset, 1/8 of it labeled.
     """
-    from sslseg.plugins import check_method
+    from sslseg.plugins import AUTO, check_method
 
-    if method is not None and flags.config is None:
+    if method not in (None, AUTO) and flags.config is None:
         check_method(method)  # before anything heavy is loaded, or made
     from sslseg.artifacts.workspace import Workspace
     from sslseg.cli.options import find_split
-    from sslseg.train import train
+    from sslseg.train import default_folder, train
 
     workspace = Workspace.load()
     options = train_options(flags, workspace, method=method)
@@ -45,7 +48,7 @@ def command(
         _first_split(workspace)
     given = find_split(flags.split, flags.data)
     check_dataset(given, workspace)
-    folder = flags.run_dir or workspace.runs / f"{options.method}-{_split_name(flags.split, workspace)}"
+    folder = flags.run_dir or default_folder(workspace.runs, given, _split_name(flags.split, workspace), options)
     run = train(given, folder, options)
     emit(run.folder, report(run, dry_run=flags.dry_run), as_json=flags.as_json)
 
@@ -60,7 +63,7 @@ def report(run: Run, *, dry_run: bool) -> dict[str, object]:
         if record.get(which, {}).get("mIoU") is not None:
             place = f"iteration {record[which]['iteration']}"
             note(f"{which}: mIoU {record[which]['mIoU']:.2f} ({record['protocol']}) at {place}")
-    keys = ("method", "seed", "iterations", "last", "best", "protocol")
+    keys = ("method", "auto", "seed", "iterations", "last", "best", "protocol")
     return {key: record[key] for key in keys if key in record}
 
 

@@ -120,6 +120,7 @@ def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None
     """Return the worker's options; flags win over ``sslseg.toml``."""
     from sslseg.config.assignments import parse_assignment
     from sslseg.config.build import TrainOptions
+    from sslseg.plugins import AUTO
 
     names = (
         "model config iterations epochs batch_size unlabeled_batch_size lr crop val_interval workers seed pretrained"
@@ -132,8 +133,8 @@ def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None
     ]
     chosen = {key: value for key, value in workspace.train().items() if not any(key in pair for pair in replaced)}
     chosen |= {key: value for key, value in given.items() if value is not None}
-    if "config" in chosen:
-        chosen.setdefault("method", _method_of(chosen["config"]))
+    if "config" in chosen and chosen.get("method", AUTO) == AUTO:
+        chosen["method"] = _method_of(chosen["config"])
     chosen["crop"] = parse_size(chosen.get("crop"))
     return TrainOptions(
         **chosen,

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sslseg.config.assignments import apply_assignments
+from sslseg.config.auto import is_auto, settle
 from sslseg.config.files import load_method, load_model, load_named, merge_imports, method_class
 from sslseg.config.fit import apply_pretrained, fit_model
 from sslseg.config.lengths import rescale, resolve
 from sslseg.config.upgrade import upgrade_assignments, upgrade_config
 from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
+from sslseg.plugins import AUTO
 from sslseg.settings import complete
 from sslseg.splits.split import Split
 
@@ -32,7 +34,7 @@ INHERITED = (
 class TrainOptions:
     """What the user asked for; None leaves the config's value."""
 
-    method: str = "supervised"
+    method: str = AUTO  # what it stands for, the split decides
     config: str | None = None
     model: str | None = None
     iterations: int | None = None
@@ -62,6 +64,8 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
     Raises:
         UserError: the file, the flags and the split do not fit each other.
     """
+    if is_auto(options):
+        options, _ = settle(options, split)
     assignments = upgrade_assignments(options.assignments)
     config = upgrade_config(load_named(options.config) if options.config else load_method(options.method))
     own_schedule = copy.deepcopy(config.get("schedule") or {})

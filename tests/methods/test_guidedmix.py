@@ -538,7 +538,7 @@ def test_an_exported_model_names_its_networks(run: Path, sslseg: Sslseg) -> None
 
 @pytest.mark.slow
 def test_what_cannot_be_decoupled_is_refused(workspace: Path, run: Path, sslseg: Sslseg) -> None:
-    other = sslseg("train", *SHORT).path
+    other = sslseg("train", "--method", "supervised", *SHORT).path
     cases = {
         ("pseudolabel", other, "--predictor", "decoupled"): "a model of method Supervised has direct",
         (
