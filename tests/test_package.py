@@ -44,8 +44,9 @@ def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(site)
     script = (
-        "from sslseg.plugins import own_configs; from sslseg.config.files import load_named;"
-        " print(own_configs()); print(load_named('supervised/default').model.type)"
+        "from sslseg.plugins import own_configs; from sslseg.config.files import load_method;"
+        " from sslseg.config.auto import recommendation;"
+        " print(own_configs()); print(load_method(recommendation().recommended).model.type)"
     )
     environment = os.environ | dict(PYTHONPATH=str(site))
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
