@@ -100,6 +100,10 @@ def test_overlaid_rectangles_are_those_of_toggling_one_after_the_other(size: tup
     assert areas.mean() == pytest.approx(slow_areas.mean(), abs=0.004)
     assert areas.std() == pytest.approx(slow_areas.std(), rel=0.04)
     assert np.abs(found.mean(axis=0) - expected.mean(axis=0)).max() < 0.04, "where boxes lie"
+    single = overlaid_rectangles(number, size, count=1, device=torch.device("cpu")).float().mean(dim=(1, 2, 3))
+    assert 0.23 < single.min() < 0.26
+    assert 0.49 < single.max() < 0.52
+    assert single.std() == pytest.approx(0.25 / math.sqrt(12), rel=0.05), "uniform areas"
     assert not np.array_equal(found[0], found[1])
 
 
