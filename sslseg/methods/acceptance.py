@@ -30,7 +30,7 @@ class Acceptance:
         self._count((classes + self.num_classes * accepted).where(valid, 3 * self.num_classes))
 
     def add_labels(self, labels: Tensor) -> None:
-        """Count labels, N x H x W int64, by which a class that has died out is told from one that does not occur.
+        """Count labels, N x H x W int64, which separate a class that has died out from one that does not occur.
 
         Values outside [0, number of classes) do not count.
         """

@@ -59,7 +59,9 @@ def predict_noise_on_padding(network: EncoderDecoder, seed: int) -> None:
 
     def predict(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         logits = F.interpolate(logits, seen[0].shape[-2:], mode="bilinear", align_corners=False)
-        mask = torch.cat((seen[0], seen[0][len(seen[0]) * 2 - len(logits) :])) if len(logits) > len(seen[0]) else seen[0]
+        mask = (
+            torch.cat((seen[0], seen[0][len(seen[0]) * 2 - len(logits) :])) if len(logits) > len(seen[0]) else seen[0]
+        )
         return logits.where(~mask, 20.0 * torch.randn(logits.shape, generator=generator))
 
     network.backbone.register_forward_pre_hook(see)
