@@ -7,10 +7,12 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_distributed, is_main_process
 from mmengine.logging import MMLogger
@@ -31,6 +33,7 @@ from sslseg.data.dataset import (
     seed_everything,
     train_loader,
 )
+from sslseg.data.description import Sample
 from sslseg.data.labels import ignore_value
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.engine.checkpoints import Checkpoints
@@ -201,18 +204,37 @@ def transforms_of(view: str, config: Any) -> Any:
 
 def validation(split: Split, config: Any) -> dict[str, Any]:
     """Return the Runner's arguments for validation under the config's protocol."""
-    dataset = ImageDataset(split.samples("val"), description=split.dataset, labeled=True)
-    # mmengine gathers results image by image, one of each rank.
-    indices = list(range(get_rank(), len(dataset), get_world_size()))
-    batches = [indices[start : start + VALIDATION_BATCH] for start in range(0, len(indices), VALIDATION_BATCH)]
+    hidden = hidden_samples(split, config.data.get("hidden", 0))
     loop = dict(
         type=ScoreLoop,
         protocol=Protocol(**config.evaluation),
         classes=split.dataset.classes,
         ignore_index=ignore_value(split.dataset.num_classes),
+        hidden=score_loader(hidden, split, config) if hidden else None,
     )
-    loader = image_loader(dataset, batches, workers=config.data.workers)
+    loader = score_loader(split.samples("val"), split, config)
     return dict(val_dataloader=loader, val_cfg=loop, val_evaluator={})
+
+
+def score_loader(samples: Sequence[Sample], split: Split, config: Any) -> DataLoader:
+    """Return this rank's part of images with their labels."""
+    dataset = ImageDataset(samples, description=split.dataset, labeled=True)
+    # mmengine gathers results image by image, one of each rank.
+    indices = list(range(get_rank(), len(dataset), get_world_size()))
+    batches = [indices[start : start + VALIDATION_BATCH] for start in range(0, len(indices), VALIDATION_BATCH)]
+    return image_loader(dataset, batches, workers=config.data.workers)
+
+
+def hidden_samples(split: Split, number: int) -> list[Sample]:
+    """Return evenly spaced unlabeled images that have a mask, ``number`` of them or as many as there are.
+
+    Raises:
+        UserError: images are asked for, but none has a mask.
+    """
+    known = [sample for sample in split.samples("unlabeled") if sample.mask is not None] if number else []
+    if number and not known:
+        raise UserError("data.hidden asks for labels of unlabeled images, but none has a mask; set it to 0")
+    return [known[index] for index in np.linspace(0, len(known) - 1, min(number, len(known))).round().astype(int)]
 
 
 def optim_wrapper(config: Any) -> dict[str, Any]:

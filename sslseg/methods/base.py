@@ -175,6 +175,13 @@ class SemiSegmentor(BaseModel):
         taken = self.acceptance.take() if self.acceptance is not None else {}
         return dict(pseudo_labels=taken) if taken else {}
 
+    def accepts(self, probabilities: Tensor) -> Tensor:
+        """Return which pixels of a prediction the method would take as pseudo-labels; by default all.
+
+        **Shape**: N x C x H x W -> N x H x W bool.
+        """
+        return torch.ones_like(probabilities[:, 0], dtype=torch.bool)
+
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """Return the losses of one batch; prediction goes through ``eval_model``."""
         if mode != "loss":

@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from sslseg.functional.confidence import confidence
 from sslseg.functional.consistency import DISTANCES, mean
 from sslseg.functional.mixing import mixed
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
@@ -67,6 +68,9 @@ class CutMix(SemiSegmentor):
         self.threshold, self.per_pixel = threshold, per_pixel
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
+
+    def accepts(self, probabilities: Tensor) -> Tensor:
+        return confidence(probabilities) > self.threshold
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from sslseg.errors import UserError
+from sslseg.functional.confidence import confidence
 from sslseg.functional.mixing import paste, small_boxes
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
 from sslseg.functional.schedule import Decay
@@ -92,6 +93,9 @@ class FixMatch(SemiSegmentor):
     @property
     def strong_views(self) -> tuple[str, ...]:
         return tuple(f"unlabeled_{name}" for name in self.views["unlabeled"][1:])
+
+    def accepts(self, probabilities: Tensor) -> Tensor:
+        return confidence(probabilities) >= self.threshold
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak = batch["labeled_weak"], batch["unlabeled_weak"]

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslseg.functional.confidence import confidence
 from sslseg.functional.mixing import paste
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
 from sslseg.methods.acceptance import Acceptance
@@ -76,6 +77,9 @@ class UniMatch(SemiSegmentor):
         self.threshold, self.weight, self.image_share = threshold, weight, image_share
         self.dropout, self.mix_prob = dropout, mix_prob
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
+
+    def accepts(self, probabilities: Tensor) -> Tensor:
+        return confidence(probabilities) >= self.threshold
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.own_losses(batch, self.predict(batch), share=0.5)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from sslseg.engine.build import hidden_samples
 from sslseg.engine.silence import Silence
+from sslseg.errors import UserError
+from sslseg.evaluation.pseudo_labels import PseudoLabelMetric
 from sslseg.methods.acceptance import STRIDE, Acceptance
 from sslseg.splits.split import Split
 from sslseg.train import train
@@ -129,3 +133,58 @@ def test_a_training_says_what_is_never_accepted(
     shown = capfd.readouterr().err
     assert "loss_unlabeled is exactly 0 since iteration 0" in shown
     assert "no pseudo-label of class 'background' was accepted since iteration 0" in shown
+
+
+def test_hidden_labels_judge_what_is_accepted() -> None:
+    metric = PseudoLabelMetric(4, ignore_index=255)
+    seen: list[tuple[int, bool, bool]] = []
+    for _ in range(3):
+        mask, accepted = torch.randint(0, 3, (6, 7)), torch.rand(6, 7) > 0.5
+        label = torch.where(torch.rand(6, 7) > 0.4, mask, torch.randint(0, 4, (6, 7)))
+        label[torch.rand(6, 7) < 0.2] = 255
+        metric.add(mask, accepted, label)
+        for y in range(6):
+            for x in range(7):
+                if label[y, x] != 255:
+                    seen.append((int(mask[y, x]), bool(accepted[y, x]), bool(mask[y, x] == label[y, x])))
+    found = metric.finish(3)
+    taken = [correct for _, accepted, correct in seen if accepted]
+    assert found["images"] == 3
+    assert found["coverage"] == pytest.approx(len(taken) / len(seen), abs=1e-5)
+    assert found["precision"] == pytest.approx(sum(taken) / len(taken), abs=1e-5)
+    for c in range(4):
+        own = [(accepted, correct) for predicted, accepted, correct in seen if predicted == c]
+        right = [correct for accepted, correct in own if accepted]
+        assert found["coverage_by_class"][c] == (pytest.approx(len(right) / len(own), abs=1e-5) if own else None)
+        assert found["precision_by_class"][c] == (pytest.approx(sum(right) / len(right), abs=1e-5) if right else None)
+
+
+def test_hidden_labels_are_in_the_history_and_change_no_weight(tmp_path: Path, toy_split: Split) -> None:
+    options = replace(OPTIONS, method="fixmatch", iterations=4, val_interval=2)
+    plain = train(toy_split, tmp_path / "plain", options)
+    judged = train(toy_split, tmp_path / "judged", replace(options, assignments={"data.hidden": 5}))
+    first, second = (
+        torch.load(run.checkpoints / "last.pth", weights_only=True)["state_dict"] for run in (plain, judged)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = [json.loads(line) for line in (judged.folder / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["val"]["pseudo_labels"] for line in lines if "val" in line]
+    assert [score["images"] for score in scores] == [5, 5]
+    assert all(0 <= score["coverage"] <= 1 and len(score["precision_by_class"]) == 7 for score in scores)
+
+
+def test_hidden_images_are_evenly_spaced_and_have_a_mask(toy_split: Split) -> None:
+    known = toy_split.samples("unlabeled")
+    assert hidden_samples(toy_split, 0) == []
+    assert hidden_samples(toy_split, 3) == [known[0], known[round((len(known) - 1) / 2)], known[-1]]
+    assert hidden_samples(toy_split, 1000) == known
+    bare = SimpleNamespace(samples=lambda subset: [replace(sample, mask=None) for sample in known])
+    with pytest.raises(UserError, match=r"data\.hidden"):
+        hidden_samples(bare, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "reached"), [("CutMix", False), ("FixMatch", True), ("UniMatch", True)])
+def test_a_method_accepts_what_its_loss_accepts(name: str, reached: bool) -> None:
+    probabilities = torch.tensor([[0.5, 0.75, 1.0], [0.5, 0.25, 0.0]])[None, :, None]
+    assert build(name, threshold=0.75).accepts(probabilities).tolist() == [[[False, reached, True]]]
+    assert build("Supervised").accepts(probabilities).all()

@@ -6,6 +6,7 @@ data = dict(
     scale=(0.75, 1.5),
     flip=0.5,
     cat_max_ratio=0.75,  # a labeled crop of which one class fills more is sampled again; 1: never
+    hidden=0,  # unlabeled images with a mask that judge the pseudo-labels at each validation; nothing learns from them
     workers=2)
 views = dict(
     weak=[],  # crop, scale and flip come before the views
