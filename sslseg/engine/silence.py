@@ -32,6 +32,7 @@ class Silence:
                     f"{name} is exactly 0 since iteration {self.since[name]}: this term teaches nothing; look at its weight and"
                     " threshold"
                 )
+        dead: dict[str, int] = {}
         taken = more.get("pseudo_labels", {})
         rows = zip(*(taken.get(key, ()) for key in ("predicted", "accepted", "labels")), strict=True)
         for name, (predicted, accepted, labeled) in zip(self.classes, rows, strict=False):
@@ -40,10 +41,12 @@ class Silence:
                 self.since.setdefault(f"{key} is labeled", iteration)
             alive = bool(predicted and accepted) or f"{key} is labeled" not in self.since
             if self._silent(key, alive, iteration, epoch=epoch, last=last):
-                found.append(
-                    f"no pseudo-label of {key} was accepted since iteration {self.since[key]}, though it is labeled: the student"
-                    " may forget it; a lower threshold accepts more (`pseudo_labels` in metrics.jsonl has every class)"
-                )
+                dead[name] = self.since[key]
+        if dead:
+            found.append(
+                f"no pseudo-label of {', '.join(map(repr, dead))} was accepted since iteration {max(dead.values())}, though there are"
+                " labels of it: the student may forget it; a lower threshold accepts more (`pseudo_labels` in metrics.jsonl)"
+            )
         return found
 
     def _silent(self, name: str, alive: bool, iteration: int, *, epoch: int, last: bool) -> bool:
