@@ -28,7 +28,7 @@ from torch import Tensor
 from sslseg.errors import UserError
 from sslseg.functional.confidence import normalized_entropy
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
-from sslseg.functional.schedule import Decay
+from sslseg.functional.schedule import Decay, Duration
 from sslseg.methods.base import Batch, View, move_targets
 from sslseg.methods.fixmatch import FixMatch
 from sslseg.registry import MODELS
@@ -82,13 +82,17 @@ class AugSeg(FixMatch):
         segmentor: dict[str, Any],
         threshold: Annotated[float, "tau: the confidence that a pseudo-label must reach; 0 accepts all."] = 0.95,
         weight: Annotated[float, "lambda_u: weight of the pseudo-labels."] = 1.0,
+        rampup: Annotated[
+            Duration,
+            "Duration over which the weight grows (not in the paper: short trainings start with a poor labeler).",
+        ] = 0.0,
         injection: Annotated[
             bool,
             "Adaptive label injection: labeled pixels in images of low confidence; False: mix unlabeled images only.",
         ] = True,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.999,
     ) -> None:
-        super().__init__(segmentor=segmentor, threshold=threshold, weight=weight, decay=decay)
+        super().__init__(segmentor=segmentor, threshold=threshold, weight=weight, rampup=rampup, decay=decay)
         self.injection = injection
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -100,7 +104,7 @@ class AugSeg(FixMatch):
         images, labels = self.mix_images(strong["inputs"], own, labeled, confidence)
         losses, logits, _ = self.supervise(labeled, images)
         term = accepted_cross_entropy(logits[len(labeled["inputs"]) :], labels, self.threshold)
-        return losses | dict(loss_unlabeled=self.weight * term)
+        return losses | dict(loss_unlabeled=self.current_weight * term)
 
     def mix_images(
         self, images: Tensor, labels: PseudoLabels, labeled: View, confidence: Tensor

@@ -30,7 +30,7 @@ from sslseg.errors import UserError
 from sslseg.functional.confidence import confidence
 from sslseg.functional.mixing import paste, small_boxes
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
-from sslseg.functional.schedule import Decay
+from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
 from sslseg.methods.ema import Teacher
@@ -82,17 +82,27 @@ class FixMatch(SemiSegmentor):
         segmentor: dict[str, Any],
         threshold: Annotated[float, "tau: the confidence that a pseudo-label must reach; 0 accepts all."] = 0.95,
         weight: Annotated[float, "lambda: weight of the pseudo-labels."] = 1.0,
+        rampup: Annotated[
+            Duration,
+            "Duration over which the weight grows (not in the paper: short trainings start with a poor labeler).",
+        ] = 0.0,
         mix_prob: Annotated[float, "Probability that an image of a strong view gets a box of another one."] = 0.5,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.996,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.threshold, self.weight, self.mix_prob = threshold, weight, mix_prob
+        self.rampup = duration(rampup, name="rampup")
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
 
     @property
     def strong_views(self) -> tuple[str, ...]:
         return tuple(f"unlabeled_{name}" for name in self.views["unlabeled"][1:])
+
+    @property
+    def current_weight(self) -> float:
+        """The weight of the pseudo-labels in the present iteration."""
+        return self.weight * sigmoid_rampup(self.progress, self.fraction(self.rampup))
 
     def accepts(self, probabilities: Tensor) -> Tensor:
         return confidence(probabilities) >= self.threshold
@@ -111,7 +121,7 @@ class FixMatch(SemiSegmentor):
         losses, logits, _ = self.supervise(labeled, torch.cat(images), perturb=self.perturb)
         predicted = logits[len(labeled["inputs"]) :].chunk(len(images))
         terms = [accepted_cross_entropy(*pair, self.threshold) for pair in zip(predicted, labels, strict=True)]
-        return halved(losses) | dict(loss_unlabeled=0.5 * self.weight * torch.stack(terms).mean())
+        return halved(losses) | dict(loss_unlabeled=0.5 * self.current_weight * torch.stack(terms).mean())
 
     def perturb(self, features: Sequence[Tensor], labeled: int) -> Sequence[Tensor]:
         """Return the features as they are; ``labeled`` is the number of labeled images, which come first."""

@@ -31,6 +31,7 @@ from torch import Tensor
 from sslseg.functional.confidence import confidence
 from sslseg.functional.mixing import paste
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
+from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
 from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
 from sslseg.methods.fixmatch import mixing
@@ -71,12 +72,22 @@ class UniMatch(SemiSegmentor):
         weight: Annotated[float, "lambda: weight of the pseudo-labels."] = 1.0,
         image_share: Annotated[float, "mu: share of the strong views; the rest is the perturbed features'."] = 0.5,
         dropout: Annotated[float, "Fraction of the channels that the perturbation of the features drops."] = 0.5,
+        rampup: Annotated[
+            Duration,
+            "Duration over which the weight grows (not in the paper: short trainings start with a poor labeler).",
+        ] = 0.0,
         mix_prob: Annotated[float, "Probability that an image of a strong view gets a box of another one."] = 0.5,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.threshold, self.weight, self.image_share = threshold, weight, image_share
         self.dropout, self.mix_prob = dropout, mix_prob
+        self.rampup = duration(rampup, name="rampup")
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
+
+    @property
+    def current_weight(self) -> float:
+        """The weight of the pseudo-labels in the present iteration."""
+        return self.weight * sigmoid_rampup(self.progress, self.fraction(self.rampup))
 
     def accepts(self, probabilities: Tensor) -> Tensor:
         return confidence(probabilities) >= self.threshold
@@ -102,7 +113,7 @@ class UniMatch(SemiSegmentor):
         self.acceptance.add(labels.classes, labels.accepted(self.threshold), labels.valid)
         strong, features = self.terms(batch, made, probabilities, term)
         return {name: share * value for name, value in made.losses.items()} | dict(
-            loss_strong=share * self.weight * strong, loss_features=share * self.weight * features
+            loss_strong=share * self.current_weight * strong, loss_features=share * self.current_weight * features
         )
 
     def terms(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -222,3 +223,18 @@ def test_bare_passes_take_the_images_of_an_iteration(name: str) -> None:
     counts.clear()
     method.bare_passes(given)
     assert {key: sum(values) for key, values in counts.items()} == of_loss
+
+
+@pytest.mark.parametrize("name", [*FAMILY, "AugSeg"])
+def test_the_weight_of_pseudo_labels_ramps_up(name: str) -> None:
+    method = build(name, threshold=0.0, rampup=0.5, weight=2.0, **FAMILY.get(name, {}))
+    given = batch()
+    totals = []
+    for iteration in (0, 25, 50, 99):
+        method.begin_iteration(iteration)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        losses = method.loss(given)
+        totals.append(sum(value.detach() for key, value in losses.items() if key.startswith("loss_")))
+    ratios = torch.stack(totals) / totals[-1]
+    torch.testing.assert_close(ratios, torch.exp(-5 * torch.tensor([1.0, 0.25, 0.0, 0.0])), rtol=1e-3, atol=1e-5)

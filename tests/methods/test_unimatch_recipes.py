@@ -37,10 +37,10 @@ LEAVES: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "prevmatch/cityscapes": ("cityscapes", 101, "PrevMatch", dict(interval="6 epochs", past_trust="mean")),
     "prevmatch/cityscapes_r50": ("cityscapes", 50, "PrevMatch", dict(interval="6 epochs", past_trust="mean")),
 }
-UNIMATCH = dict(weight=1.0, image_share=0.5, dropout=0.5, mix_prob=0.5)
+UNIMATCH = dict(weight=1.0, rampup=0.0, image_share=0.5, dropout=0.5, mix_prob=0.5)
 METHODS: dict[str, dict[str, Any]] = {
     "UniMatch": UNIMATCH,
-    "FixMatch": dict(weight=1.0, mix_prob=0.5),
+    "FixMatch": dict(weight=1.0, rampup=0.0, mix_prob=0.5),
     # The distance of copies is ours: the paper copies after epochs with a new best score.
     "PrevMatch": UNIMATCH
     | dict(memory=8, ensemble=3, past_threshold=0.9, past_weight=1.0, past_trust="threshold", interval="2 epochs"),
