@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MMSEG_DISTRIBUTION = "onedl-mmsegmentation"
+SINGLE_VALUE = "more than 1 value per channel"  # in the error of torch's BatchNorm about a batch of one pixel
 
 
 @contextlib.contextmanager

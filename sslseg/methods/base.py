@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from sslseg.compat import auxiliary_losses, normalize_images, skip_accuracy
+from sslseg.compat import SINGLE_VALUE, auxiliary_losses, normalize_images, skip_accuracy
 from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
 from sslseg.functional.geometry import warp
@@ -186,7 +186,15 @@ class SemiSegmentor(BaseModel):
         """Return the losses of one batch; prediction goes through ``eval_model``."""
         if mode != "loss":
             raise ValueError(f"mode {mode!r}: a method only trains; predict with `eval_model`")
-        return self.loss(batch)
+        try:
+            return self.loss(batch)
+        except ValueError as error:
+            if SINGLE_VALUE not in str(error):
+                raise
+            raise UserError(
+                "the model's BatchNorm after global pooling needs more than one image, but a rank has only one; give --batch-size"
+                " at least 2 for each rank, or take a model without image pooling"
+            ) from error
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:

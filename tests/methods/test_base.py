@@ -66,3 +66,12 @@ def test_a_head_of_several_maps_is_refused() -> None:
 def test_prediction_does_not_go_through_a_method() -> None:
     with pytest.raises(ValueError, match="eval_model"):
         build("MeanTeacher", **MT)({}, mode="predict")
+
+
+def test_a_batch_that_batchnorm_cannot_normalize_is_one_line() -> None:
+    method = build("Supervised")
+    with pytest.raises(UserError, match="--batch-size"):
+        method(dict(labeled_weak=labeled_view(1)))
+    method.loss = lambda batch: (_ for _ in ()).throw(ValueError("something else"))
+    with pytest.raises(ValueError, match="something else"):
+        method({})
