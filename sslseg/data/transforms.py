@@ -125,6 +125,41 @@ class RandomGray(BaseTransform):
         return results
 
 
+@TRANSFORMS.register_module()
+class NoiseCutout(BaseTransform):
+    """Replace one random rectangle by noise, with a probability; its maps ignore it.
+
+    The strong view of ST++ (Yang et al., CVPR 2022) ends with it: random erasing (Zhong et al., AAAI 2020) that also erases
+    the label.
+
+    Args:
+        area: smallest and largest part of the image.
+        ratio: smallest and largest height divided by width.
+    """
+
+    def __init__(
+        self, prob: float = 0.5, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    ) -> None:
+        self.prob, self.area, self.ratio = prob, area, ratio
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if np.random.rand() < self.prob:
+            top, left, high, wide = self.rectangle(*results["img"].shape[:2])
+            for key in results["seg_fields"]:
+                results[key][top : top + high, left : left + wide] = results["fill"][key]
+            results["img"][top : top + high, left : left + wide] = np.random.randint(0, 256, (high, wide, 3))
+        return results
+
+    def rectangle(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of a rectangle, sampled again until it lies in the image."""
+        while True:
+            area, ratio = np.random.uniform(*self.area) * height * width, np.random.uniform(*self.ratio)
+            high, wide = int(np.sqrt(area * ratio)), int(np.sqrt(area / ratio))
+            top, left = np.random.randint(height), np.random.randint(width)
+            if top + high <= height and left + wide <= width:
+                return top, left, high, wide
+
+
 class MultiView:
     """Make the named views of one cropped sample; they are pixel-aligned unless a view moves pixels by a ``matrix``.
 
