@@ -8,7 +8,7 @@ from sslseg.splits.split import Split
 
 
 def test_stored_images_are_seen_jittered_and_cut_and_labeled_ones_plainly(toy_split: Split) -> None:
-    config = build_config(toy_split, TrainOptions(config="self-training/st_plus_plus"))
+    config = build_config(toy_split, TrainOptions(config="self-training/default_st_plus_plus"))
     assert (config.method.type, config.method.weight) == ("SelfTraining", 1.0)
     assert transforms_of("weak", config) == []
     jitter, gray, blur, cutout = transforms_of("strong", config)
