@@ -24,7 +24,8 @@ from sslseg.inference import Predictor, Protocol, predict_all
 from sslseg.progress import track
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.format import BUILT_IN, RELIABLE
+from sslseg.store.format import AGREEMENT, BUILT_IN, RELIABLE
+from sslseg.store.ranking import keep_images
 
 BATCH = 4
 Scored = tuple[Sample, Tensor, Tensor, list[np.ndarray]]  # sample, mask, label, score maps for the panel
@@ -71,8 +72,9 @@ def evaluate_store(
     Returns:
         The scores of ``SegmentationMetric.finish``; ``error_detection``: misclassification detection with each score,
         as AUROC and average precision in [0, 1], and what its high values mean; ``other_masks``: the scores of other
-        stored masks by their kind; and if the store marks unreliable pixels ``reliable``: the percentage of labeled
-        pixels that are reliable, and their mIoU and aAcc.
+        stored masks by their kind; if the store marks unreliable pixels ``reliable``: the percentage of labeled
+        pixels that are reliable, and their mIoU and aAcc; and if it holds the agreement of snapshots ``agreement``: the mIoU
+        of the half of the images with the highest, and of the rest.
     """
     if store.classes != tuple(split.dataset.classes):
         raise UserError(
@@ -94,6 +96,10 @@ def evaluate_store(
         for name, kind in own_kinds.items()
         if not kind.is_score
     }
+    halves: dict[str, SegmentationMetric] = {}
+    if AGREEMENT in store.image_scores and len(samples) > 1:
+        best = frozenset(keep_images(0.5, store, [sample.id for sample in samples]).kept)
+        halves = {name: SegmentationMetric(store.classes, ignore_index=ignored) for name in ("best_half", "rest")}
     shown = [name for name, kind in own_kinds.items() if kind.is_score and figures is not None]
 
     def scored() -> Iterator[Scored]:
@@ -107,6 +113,10 @@ def evaluate_store(
             if reliable is not None:
                 kept = store.stored(RELIABLE, sample.id) != ignored
                 reliable.add(as_tensor(mask), as_tensor(np.where(kept, label, ignored)))
+            for half, metric in halves.items():
+                # Every rank adds every image to both: mmengine gathers as many results of each.
+                own = (sample.id in best) == (half == "best_half")
+                metric.add(as_tensor(mask), as_tensor(label if own else np.full_like(label, ignored)))
             for kind, metric in others.items():
                 metric.add(as_tensor(store.stored(kind, sample.id)), as_tensor(label))
             yield sample, as_tensor(mask), as_tensor(label), [store.score(kind, sample.id) for kind in shown]
@@ -117,6 +127,8 @@ def evaluate_store(
         own = reliable.finish(len(samples))
         share = np.sum(own["confusion"]) / max(np.sum(scores["confusion"]), 1)
         scores["reliable"] = dict(share=100 * float(share), mIoU=own["mIoU"], aAcc=own["aAcc"])
+    if halves:
+        scores["agreement"] = {half: metric.finish(len(samples))["mIoU"] for half, metric in halves.items()}
     return dict(
         scores,
         protocol=f"store, {provenance.get('protocol')}",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslseg.artifacts.find import Artifact, identify, load_model
 from sslseg.artifacts.run import Run
 from sslseg.splits.split import Split
+
+if TYPE_CHECKING:
+    from sslseg.store import StoreReader
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -98,5 +101,22 @@ def _store(artifact: Artifact) -> dict[str, Any]:
         bytes=size,
         **header,
         **store.provenance,
+        **_agreement(store),
         content_sha256=store.content_sha256,
+    )
+
+
+def _agreement(store: StoreReader, number: int = 5) -> dict[str, Any]:
+    """Return the mean agreement of snapshots, and the images with the highest and the lowest, where the store holds it."""
+    from sslseg.store.format import AGREEMENT
+    from sslseg.store.ranking import ranked
+
+    values = store.image_scores.get(AGREEMENT)
+    if values is None:
+        return {}
+    order = ranked(store, store.ids)
+    return dict(
+        agreement_mean=sum(values.values()) / len(values),
+        agreement_highest={name: round(values[name], 4) for name in order[:number]},
+        agreement_lowest={name: round(values[name], 4) for name in order[::-1][:number]},
     )

@@ -107,6 +107,11 @@ def method_names() -> list[str]:
     return sorted(names - {AUTO})
 
 
+def method_of(config: str) -> str:
+    """Return the method in the name of a run: the folder of a known config, the stem of the user's own file."""
+    return config.split("/")[0] if config in config_paths() else Path(config).stem
+
+
 def check_method(name: str) -> None:
     """Raise UserError unless ``--method`` knows the name; nothing heavy is imported."""
     known = method_names()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mmengine.dist import barrier, get_rank, get_world_size
 
-from sslseg.artifacts.find import Model, build_method
+from sslseg.artifacts.find import Model, build_method, find_snapshots
 from sslseg.data.dataset import FixedBatches, ImageDataset, image_loader
 from sslseg.data.description import DatasetDescription, Sample
 from sslseg.data.labels import ignore_value
@@ -25,10 +25,11 @@ from sslseg.errors import Interrupted, UserError
 from sslseg.evaluation.figures import heat, overlay, save_image, save_palette_png
 from sslseg.files import sha256_file
 from sslseg.functional.confidence import confidence, normalized_entropy
-from sslseg.inference import Prediction, Predictor, Protocol, predict_all
+from sslseg.inference import Prediction, Predictor, Protocol
+from sslseg.inference.agreement import Agreement
 from sslseg.progress import track
 from sslseg.store import StoreHeader, StoreReader, StoreWriter
-from sslseg.store.format import BUILT_IN, MASKS, MapKind
+from sslseg.store.format import AGREEMENT, BUILT_IN, MASKS, MapKind
 from sslseg.store.reliability import PERCENTILE, mark_reliable
 
 SCORES = {"confidence": confidence, "entropy": normalized_entropy}
@@ -42,6 +43,7 @@ class PseudolabelOptions:
         scores: names of what is stored beside the masks (``map_names``); None: all that the model gives by default.
         predictor: a name among the method's ``predictors``; None: its first one.
         references: how many labeled images each image is compared with; None: the predictor's default.
+        agreement: whether images get a score: how well the run's snapshots agree with its last model.
         reliability: a percentile of the entropy, such as ``q80``: pixels above it are marked as unreliable.
     """
 
@@ -51,6 +53,7 @@ class PseudolabelOptions:
     workers: int = 2
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
+    agreement: bool = False
     reliability: str | None = None
     predictor: str | None = None
     references: int | None = None
@@ -104,10 +107,16 @@ def pseudolabel(
             f"--shard {shard}/{shards} gets no image: there are {len(samples)} in batches of {options.batch_size}"
         )
     if options.resume and path.exists():
+        if options.agreement and AGREEMENT not in StoreReader(path).image_scores:
+            raise UserError(f"store {path} is finished and holds no agreement; write another with --out, or remove it")
         _mark(path, options)
         return path
     predictor = predictor_class(model, options)
     kinds = stored_kinds(predictor, options.scores)
+    voters = find_snapshots(model) if options.agreement else None
+    if voters is not None:
+        snapshots, last = ([one.meta["iteration"] for one in voters[0]], voters[1].meta["iteration"])
+        provenance = provenance | dict(agreement=dict(snapshots=snapshots, last=last))
     positions = [index for batch in batches for index in batch]
     open_writer = functools.partial(
         StoreWriter,
@@ -116,6 +125,7 @@ def pseudolabel(
         ids=[samples[index].id for index in positions],
         positions=positions,
         kinds=kinds,
+        image_scores=[AGREEMENT] if options.agreement else [],
         resume=options.resume,
     )
     # Rank 0 makes the folder of segments, the others join.
@@ -125,8 +135,9 @@ def pseudolabel(
     with _resumable(path), writer:
         left = [batch for batch in batches if any(samples[index].id not in writer.done for index in batch)]
         mine = left[get_rank() :: get_world_size()]
-        for sample, prediction in _predict(model, predictor, samples, mine, options, description, labeled):
-            writer.add(sample["data_samples"].sample_id, **_arrays(prediction, kinds))
+        predicted = _predict(model, voters, predictor, samples, mine, options, description, labeled)
+        for sample, prediction, own in predicted:
+            writer.add(sample["data_samples"].sample_id, own, **_arrays(prediction, kinds))
     barrier()
     on_main(writer.finalize)
     _mark(path, options)
@@ -150,13 +161,15 @@ def _resumable(path: Path) -> Iterator[None]:
 
 def _predict(
     model: Model,
+    voters: tuple[list[Model], Model] | None,
     predictor: type[Predictor],
     samples: Sequence[Sample],
     batches: list[list[int]],
     options: PseudolabelOptions,
     description: DatasetDescription,
     labeled: Sequence[Sample],
-) -> Iterator[tuple[dict[str, Any], Prediction]]:
+) -> Iterator[tuple[dict[str, Any], Prediction, dict[str, float]]]:
+    """Yield every sample of ``batches`` with its prediction and its scores as a whole."""
     if not batches:
         return
     dataset = ImageDataset(samples, description=description, labeled=False)
@@ -165,8 +178,27 @@ def _predict(
     if predictor.number_of_references:
         more["references"] = ImageDataset(labeled, description=description, labeled=False)
         more["number"] = options.references or predictor.number_of_references
-    made = predictor.of(build_method(model), options.protocol, **more)
-    yield from track(predict_all(made, loader), "predict", total=sum(map(len, batches)))
+
+    def made(one: Model) -> Predictor:
+        return predictor.of(build_method(one), options.protocol, **more)
+
+    own, agreement = made(model), None
+    if voters is not None:
+        snapshots, last = voters
+        other = None if last.meta["iteration"] == model.meta["iteration"] else made(last)
+        agreement = Agreement([made(one) for one in snapshots], other, num_classes=len(model.classes))
+
+    def predicted() -> Iterator[tuple[dict[str, Any], Prediction, dict[str, float]]]:
+        for batch in loader:
+            found = own(batch)
+            values = (
+                [{AGREEMENT: value} for value in agreement(batch, found)]
+                if agreement is not None
+                else [{}] * len(batch)
+            )
+            yield from zip(batch, found, values, strict=True)
+
+    yield from track(predicted(), "predict", total=sum(map(len, batches)))
 
 
 def predictor_class(model: Model, options: PseudolabelOptions) -> type[Predictor]:

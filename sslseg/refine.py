@@ -18,18 +18,20 @@ from sslseg.config.build import TrainOptions
 from sslseg.config.files import load_method, load_named, method_class, unscoped
 from sslseg.config.files import load_model as load_model_config
 from sslseg.config.fit import RANDOM, weights_source, without_pretrained
+from sslseg.config.lengths import snapshot_iterations
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
 from sslseg.inference import Protocol
-from sslseg.plugins import AUTO, method_names
+from sslseg.plugins import AUTO, method_names, method_of
 from sslseg.progress import note
 from sslseg.pseudolabel import SCORES, PseudolabelOptions, pseudolabel
 from sslseg.settings import settings_of
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader
 from sslseg.store.filters import resolve
-from sslseg.store.format import RELIABLE
+from sslseg.store.format import AGREEMENT, RELIABLE
+from sslseg.store.ranking import keep_images
 from sslseg.train import PRETRAINED_BY_RUN, PRETRAINED_FILE, train
 
 STAGE = "stage"  # the setting of methods that refine in numbered stages
@@ -96,7 +98,7 @@ def plan(
     if stage is not None and weight is not None:
         raise UserError("--weight needs a method without stages; leave --stage or --weight out")
     marked = stage is None and given.store.has(RELIABLE)
-    chosen = (method if method != AUTO else None) or (Path(config).stem if config else None)
+    chosen = (method if method != AUTO else None) or (method_of(config) if config else None)
     names = given.model.method.refiners if chosen is None else (chosen,)
     for name in names:
         cls = method_class(load_named(config) if config else load_method(name))
@@ -160,6 +162,7 @@ def refine(
     stage: int | None = None,
     method: str | None = None,
     keep: Sequence[str] = (),
+    images: float | None = None,
     weight: str | None = None,
     which: str = "best",
     workers: int = 2,
@@ -173,6 +176,7 @@ def refine(
     Args:
         stage, method: how to learn from the store; by default what ``plan`` chooses.
         keep: filters on the stored masks (``sslseg.store.filters``).
+        images: the fraction of the unlabeled images, those of the highest agreement, that is learned from; None: all.
         weight: the score by which each stored pixel is weighted.
         which: the checkpoint, ``best`` or ``last``, that predicts the new store.
 
@@ -189,7 +193,13 @@ def refine(
     filters = resolve(keep, store)
     for kept in filters:
         note(f"--keep {kept.text}: {kept.share:.1%} of the stored pixels")
-    masks = PseudoMasks(store, filters, weight=weight)
+    best = keep_images(images, store, split.unlabeled) if images is not None else None
+    if best is not None:
+        note(
+            f"--keep-images {best.fraction:g}: {len(best.kept)} of {len(split.unlabeled)} unlabeled images, with an agreement"
+            f" of {best.threshold:.4f} or more; the others are left out of training"
+        )
+    masks = PseudoMasks(store, filters, weight=weight, images=best)
     notes: dict[str, Any] = dict(store=str(store.path.resolve()), pseudo_masks=masks.to_dict(), store_checkpoint=which)
     stage_options = replace(options, method=chosen.method, pretrained=initial_weights(given, options))
     if chosen.stage is not None:
@@ -215,8 +225,9 @@ def refine(
         )
     by_id = {sample.id: sample for sample in split.samples("all")}
     provenance = store.provenance
+    model = load_model(checkpoint)
     pseudolabel(
-        load_model(checkpoint),
+        model,
         [by_id[name] for name in store.ids],
         target,
         PseudolabelOptions(
@@ -225,6 +236,7 @@ def refine(
             batch_size=provenance.get("batch_size", PseudolabelOptions.batch_size),
             workers=workers,
             resume=options.resume,
+            agreement=AGREEMENT in store.image_scores and bool(snapshot_iterations(model.config.schedule)),
         ),
         description=split.dataset,
         provenance=dict(

@@ -65,7 +65,8 @@ def train(
     choice = ""
     if is_auto(options):
         options, choice = _chosen(split, options, run, began)
-    config = build_config(split, options, base=base)
+    left_out = len(pseudo_masks.left_out) if pseudo_masks is not None else 0
+    config = build_config(split, options, base=base, left_out=left_out)
     if method_class(config).needs_pseudo_masks:
         if pseudo_masks is None:
             name = options.config or options.method

@@ -15,6 +15,11 @@ FORMAT, VERSION = "sslseg-checkpoint", 2
 LAST, BEST = "last.pth", "best.pth"
 
 
+def snapshot_name(iteration: int) -> str:
+    """Return the file name of the snapshot that a training keeps after so many iterations (``schedule.snapshots``)."""
+    return f"snapshot-{iteration}.pth"
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint of ours, that of version 1 under today's names.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sslseg.artifacts.checkpoint import read_checkpoint
+from sslseg.artifacts.checkpoint import LAST, read_checkpoint, snapshot_name
 from sslseg.artifacts.run import RECORD, Run, enclosing_run
 from sslseg.errors import IncompatibleError, UserError
 
@@ -105,6 +105,39 @@ def load_model(checkpoint: Path) -> Model:
     """Read a checkpoint of ours; raise UserError when it is another program's or damaged."""
     state = read_checkpoint(checkpoint)
     return Model(checkpoint, state["meta"], state["state_dict"], enclosing_run(checkpoint))
+
+
+def find_snapshots(model: Model, *, option: str = "--agreement") -> tuple[list[Model], Model]:
+    """Return the snapshots that the run of ``model`` kept, the earliest first, and the run's last model.
+
+    Args:
+        option: what needs them, for error messages.
+
+    Raises:
+        UserError: the model does not lie in a run, or its run kept no snapshots, is unfinished, or lost one.
+    """
+    from sslseg.config.lengths import snapshot_iterations
+
+    if model.run is None:
+        raise UserError(
+            f"{option}: {model.checkpoint} does not lie in a run directory, which would hold snapshots; give a run"
+        )
+    iterations = snapshot_iterations(model.config.schedule)
+    if not iterations:
+        raise UserError(
+            f"{option}: {model.run.folder} kept no snapshots; train again with --set 'schedule.snapshots=[0.333,0.667]'"
+        )
+    last = load_model(model.run.checkpoints / LAST)
+    if last.meta["iteration"] < model.config.schedule.iterations:
+        raise UserError(
+            f"{option}: {model.run.folder} has done {last.meta['iteration']} of {model.config.schedule.iterations} iterations;"
+            f" finish it with `sslseg train --resume --run-dir {model.run.folder}`"
+        )
+    paths = [model.run.checkpoints / snapshot_name(iteration) for iteration in iterations]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{option}: {path} is gone; train again in another directory, or leave {option} out")
+    return [load_model(path) for path in paths], last
 
 
 def build_method(model: Model) -> Any:

@@ -148,5 +148,10 @@ def _show(scores: dict[str, Any], split: Split) -> None:
     if "reliable" in scores:
         found = scores["reliable"]
         note(f"reliable pixels: {found['share']:.1f}%, with mIoU {found['mIoU']:.2f}")
+    if "agreement" in scores:
+        found = scores["agreement"]
+        note(
+            f"mIoU of the images with the highest agreement {found['best_half']:.2f}, of the other half {found['rest']:.2f}"
+        )
     if recorded:
         note(f"mIoU in training ({training['protocol']}): {', '.join(recorded)}")

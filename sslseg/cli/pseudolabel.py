@@ -52,6 +52,13 @@ def command(
             show_default=False,
         ),
     ] = None,
+    agreement: Annotated[
+        bool,
+        typer.Option(
+            "--agreement",
+            help="Also store how well the snapshots of the run (schedule.snapshots) agree with its last model on each image.",
+        ),
+    ] = False,
     predictor: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +122,7 @@ def command(
         workers=workers,
         shard=parse_shard(shard),
         resume=resume,
+        agreement=agreement,
         reliability=reliability,
         predictor=predictor,
         references=references,

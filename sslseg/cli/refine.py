@@ -38,6 +38,15 @@ def command(
             show_default=False,
         ),
     ] = None,
+    keep_images: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Learn only from this fraction of the unlabeled images, those on which the snapshots of the model agree most"
+            " (pseudolabel --agreement), such as 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     weight: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +85,7 @@ def command(
         stage=stage,
         method=method,
         keep=keep or (),
+        images=keep_images,
         weight=weight,
         which=check_which(which),
         workers=options.workers if options.workers is not None else given.model.config.data.workers,

@@ -120,7 +120,7 @@ def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None
     """Return the worker's options; flags win over ``sslseg.toml``."""
     from sslseg.config.assignments import parse_assignment
     from sslseg.config.build import TrainOptions
-    from sslseg.plugins import AUTO
+    from sslseg.plugins import AUTO, method_of
 
     names = (
         "model config iterations epochs batch_size unlabeled_batch_size lr crop val_interval workers seed pretrained"
@@ -134,7 +134,7 @@ def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None
     chosen = {key: value for key, value in workspace.train().items() if not any(key in pair for pair in replaced)}
     chosen |= {key: value for key, value in given.items() if value is not None}
     if "config" in chosen and chosen.get("method", AUTO) == AUTO:
-        chosen["method"] = _method_of(chosen["config"])
+        chosen["method"] = method_of(chosen["config"])
     chosen["crop"] = parse_size(chosen.get("crop"))
     return TrainOptions(
         **chosen,
@@ -144,10 +144,3 @@ def train_options(flags: TrainFlags, workspace: Workspace, *, method: str | None
         dry_run=flags.dry_run,
         assignments=dict(map(parse_assignment, flags.assignments or [])),
     )
-
-
-def _method_of(config: str) -> str:
-    """Return the method in the name of a run: the folder of a known config, the stem of the user's own file."""
-    from sslseg.plugins import config_paths
-
-    return config.split("/")[0] if config in config_paths() else Path(config).stem

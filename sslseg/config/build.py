@@ -10,7 +10,7 @@ from sslseg.config.assignments import apply_assignments
 from sslseg.config.auto import is_auto, settle
 from sslseg.config.files import load_method, load_model, load_named, merge_imports, method_class
 from sslseg.config.fit import apply_pretrained, fit_model
-from sslseg.config.lengths import rescale, resolve
+from sslseg.config.lengths import rescale, resolve, snapshot_iterations
 from sslseg.config.upgrade import upgrade_assignments, upgrade_config
 from sslseg.data.labels import ignore_value
 from sslseg.errors import UserError
@@ -55,11 +55,12 @@ class TrainOptions:
     assignments: dict[str, Any] = field(default_factory=dict)
 
 
-def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> Any:
+def build_config(split: Split, options: TrainOptions, *, base: Any = None, left_out: int = 0) -> Any:
     """Return the whole config, every setting of the method and every length among its values.
 
     Args:
         base: config of an earlier run; unless the options name a config, its ``INHERITED`` keys win over the file's.
+        left_out: number of unlabeled images that are not learned from, and so are not part of an epoch.
 
     Raises:
         UserError: the file, the flags and the split do not fit each other.
@@ -99,12 +100,14 @@ def build_config(split: Split, options: TrainOptions, *, base: Any = None) -> An
         config.optimizers = _optimizers(cls, config)
     _check(config)
     epochs = None if "schedule.iterations" in assignments else options.epochs
-    lengths = resolve(config, split.sizes, cls.views, epochs=epochs)
+    sizes = split.sizes | dict(unlabeled=split.sizes["unlabeled"] - left_out)
+    lengths = resolve(config, sizes, cls.views, epochs=epochs)
     if not isinstance(lengths.iterations, int) or lengths.iterations < 1:
         raise UserError(f"schedule.iterations is {lengths.iterations!r}; give at least 1 with --iterations")
     config.schedule.update(iterations=lengths.iterations, iterations_per_epoch=lengths.iterations_per_epoch)
+    snapshot_iterations(config.schedule)  # refuses what is not a fraction, before anything is built
     stated_for = config.schedule.pop("stated_for", None) or own_schedule.get("stated_for")
-    stated_for = stated_for or resolve(config, split.sizes, cls.views, schedule=own_schedule).iterations
+    stated_for = stated_for or resolve(config, sizes, cls.views, schedule=own_schedule).iterations
     rescale(config, cls, stated_for, literal=assignments)
     config.seed = options.seed
     config.amp = options.amp

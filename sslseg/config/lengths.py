@@ -80,6 +80,21 @@ def resolve(
     return Lengths(iterations, per_epoch)
 
 
+def snapshot_iterations(schedule: Any) -> tuple[int, ...]:
+    """Return the iterations after which a training keeps a snapshot: ``schedule.snapshots``, fractions of its length.
+
+    Raises:
+        UserError: they are not fractions.
+    """
+    fractions = schedule.get("snapshots") or ()
+    if not isinstance(fractions, (list, tuple)) or not all(
+        isinstance(part, float) and 0.0 < part < 1.0 for part in fractions
+    ):
+        raise UserError(f"schedule.snapshots is {fractions!r}; give fractions of training, such as [0.333,0.667]")
+    made = {round(part * schedule.iterations) for part in fractions}
+    return tuple(sorted(made - {0, schedule.iterations}))
+
+
 def rescale(config: Any, cls: type, stated_for: int | None, *, literal: Iterable[str]) -> None:
     """Let the settings of the method follow the length of the training.
 

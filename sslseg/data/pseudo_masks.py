@@ -10,6 +10,7 @@ import numpy as np
 from sslseg.errors import UserError
 from sslseg.store.filters import Filter
 from sslseg.store.format import MASKS, RELIABLE, SCORE_LEVELS
+from sslseg.store.ranking import KeptImages
 from sslseg.store.reader import StoreReader
 
 
@@ -18,19 +19,28 @@ class PseudoMasks:
     unreliable.
 
     With ``weight``, the name of a score, it also adds ``weight_map``: the score (1 - score if high values mean wrong
-    pixels) in stored levels. A sample that the store lacks is ignored everywhere.
+    pixels) in stored levels. A sample that the store lacks is ignored everywhere. With ``images``, the others are left out of
+    training (``left_out``).
 
     Raises:
         UserError: the store lacks that score.
     """
 
-    def __init__(self, store: StoreReader, filters: Sequence[Filter] = (), *, weight: str | None = None) -> None:
+    def __init__(
+        self,
+        store: StoreReader,
+        filters: Sequence[Filter] = (),
+        *,
+        weight: str | None = None,
+        images: KeptImages | None = None,
+    ) -> None:
         if weight is not None and weight not in store.scores:
             raise UserError(
                 f"--weight {weight!r}: store {store.path} holds {', '.join(store.scores) or 'no scores'}; use one of"
                 " them"
             )
-        self.store, self.filters, self.weight = store, tuple(filters), weight
+        self.store, self.filters, self.weight, self.images = store, tuple(filters), weight, images
+        self.left_out: frozenset[str] = images.left_out if images is not None else frozenset()
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         results["pseudo_map"] = self.read(results["sample_id"], results["img_shape"])
@@ -64,5 +74,11 @@ class PseudoMasks:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the pseudo-masks' entry in a run's config; no path, so that equal runs give equal files."""
-        entry = dict(content_sha256=self.store.content_sha256, keep=[kept.to_dict() for kept in self.filters])
-        return entry if self.weight is None else entry | dict(weight=self.weight)
+        entry: dict[str, Any] = dict(
+            content_sha256=self.store.content_sha256, keep=[kept.to_dict() for kept in self.filters]
+        )
+        if self.weight is not None:
+            entry["weight"] = self.weight
+        if self.images is not None:
+            entry["images"] = self.images.to_dict()
+        return entry

@@ -25,7 +25,7 @@ from sslseg.artifacts.run import Run
 from sslseg.compat import end_workers
 from sslseg.config.build import TrainOptions
 from sslseg.config.fit import weights_source
-from sslseg.config.lengths import Lengths, batch_counts, rescaling_messages
+from sslseg.config.lengths import Lengths, batch_counts, rescaling_messages, snapshot_iterations
 from sslseg.data.dataset import (
     ImageDataset,
     StreamDataset,
@@ -89,12 +89,13 @@ def build_training(
     iterations = 1 if options.dry_run else config.schedule.iterations
     interval = config.schedule.get("val_interval") or max(iterations // config.schedule.validations, 1)
     meta = checkpoint_meta(split, config) | dict(pretrained=weights_source(config.model, options.pretrained))
-    checkpoints = Checkpoints(run.checkpoints, interval=interval, meta=meta, resume=options.resume)
+    snapshots = snapshot_iterations(config.schedule)
+    checkpoints = Checkpoints(run.checkpoints, interval=interval, meta=meta, resume=options.resume, snapshots=snapshots)
     record_interval = max(min(iterations // RECORDS_A_RUN, LARGEST_RECORD_INTERVAL), 1)
     monitor = Monitor(run.folder, interval=record_interval, classes=split.dataset.classes)
     stop = StopOnSignal()
     lengths = Lengths(iterations, config.schedule.iterations_per_epoch)
-    hooks = [IterationSeed(options.seed), MethodIterations(lengths), SyncBuffers(interval), stop]
+    hooks = [IterationSeed(options.seed), MethodIterations(lengths), SyncBuffers(interval, snapshots), stop]
     if not options.dry_run:
         hooks += [monitor, checkpoints]
     name = f"sslseg-{uuid.uuid4().hex}"
@@ -165,6 +166,11 @@ def quiet_logger(name: str, path: Path | None) -> MMLogger:
 def stream_loader(split: Split, config: Any, model: Any, pseudo_masks: PseudoMasks | None) -> DataLoader:
     """Return the endless loader of the streams and views that the method reads; each rank loads its part of a batch."""
     streams = {name: split.samples(name) for name in model.views}
+    if pseudo_masks is not None:
+        streams = {
+            name: [sample for sample in samples if sample.id not in pseudo_masks.left_out]
+            for name, samples in streams.items()
+        }
     for name, samples in streams.items():
         if not samples:
             raise UserError(

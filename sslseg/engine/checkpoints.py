@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,33 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, weights_to_cpu
 from mmengine.utils import apply_to
 
-from sslseg.artifacts.checkpoint import BEST, FORMAT, LAST, VERSION, read_checkpoint, save_checkpoint
+from sslseg.artifacts.checkpoint import BEST, FORMAT, LAST, VERSION, read_checkpoint, save_checkpoint, snapshot_name
 from sslseg.compat import set_iteration
 
 SCORES = ("best_score", "best_iteration", "last_score")
 
 
 class Checkpoints(Hook):
-    """Save ``last.pth`` every ``interval`` iterations and at the end, ``best.pth`` whenever validation improves.
+    """Save ``last.pth`` every ``interval`` iterations and at the end, ``best.pth`` whenever validation improves, and snapshots.
 
     mmengine's CheckpointHook removes the old file before the new one is written, and stores the date, so a full disk
     or a kill can leave nothing, and equal runs give different files.
 
     Args:
-        folder: where the two files lie.
+        folder: where the files lie.
         interval: iterations between two savings of ``last.pth``.
         meta: the checkpoint's metadata as plain types: method, config, dataset, split hash.
         resume: go on from ``last.pth`` where there is one.
+        snapshots: iterations after which the weights are kept in a file of their own.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, folder: Path, *, interval: int, meta: dict[str, Any], resume: bool) -> None:
+    def __init__(
+        self, folder: Path, *, interval: int, meta: dict[str, Any], resume: bool, snapshots: Collection[int] = ()
+    ) -> None:
         self.folder, self.interval, self.meta, self.resume = folder, interval, meta, resume
+        self.snapshots = frozenset(snapshots)
         self.best_score, self.best_iteration = -math.inf, 0
         self.last_score: float | None = None
         self.saved_iteration = -1
@@ -59,6 +64,8 @@ class Checkpoints(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = batch_idx + 1
+        if done in self.snapshots:  # before `last.pth`: a resumed run would not come back to it
+            self.save(runner, snapshot_name(done), done)
         if done % self.interval == 0 and not validates_after(runner, done):
             self.save(runner, LAST, done)
 
@@ -75,7 +82,7 @@ class Checkpoints(Hook):
             self.save(runner, LAST, runner.iter)
 
     def save(self, runner: Runner, name: str, iteration: int) -> None:
-        """Write one checkpoint on the main process; ``best.pth`` holds no optimizer state."""
+        """Write one checkpoint on the main process; only ``last.pth`` holds optimizer state."""
         if name == LAST:
             self.saved_iteration = iteration
         if not is_main_process():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection
 from types import FrameType
 from typing import Any
 
@@ -90,12 +91,12 @@ class SyncBuffers(Hook):
 
     priority = "ABOVE_NORMAL"
 
-    def __init__(self, interval: int) -> None:
-        self.interval = interval
+    def __init__(self, interval: int, snapshots: Collection[int] = ()) -> None:
+        self.interval, self.snapshots = interval, frozenset(snapshots)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = batch_idx + 1
-        if done % self.interval == 0 or validates_after(runner, done):
+        if done % self.interval == 0 or done in self.snapshots or validates_after(runner, done):
             self.sync(runner)
 
     def after_train(self, runner: Runner) -> None:

@@ -24,6 +24,8 @@ LISTS = {"ids": "string-array", "positions": "array"}
 SCORE_LEVELS = 1 << 16  # 16-bit fixed point
 SCORE_SCALE = 1.0 / (SCORE_LEVELS - 1)
 ENCODING_VERSION = 1
+AGREEMENT = "agreement"  # how well earlier snapshots of a training agree with its last model on an image
+IMAGE_SCORES, IMAGE_SCORE = "image_scores", "image-score"  # the group of the scores of whole images, and their encoding
 # `tools/bench_filters.py` measures masks: level 9 gains 2% at most for twice the time. The low byte of scores is noise,
 # on which effort is wasted.
 LEVELS = {"label-map": 8, "score-map": 3}
@@ -97,7 +99,7 @@ def check_kinds(kinds: Mapping[str, MapKind]) -> None:
     if MASKS not in kinds:
         raise UserError(f"a store needs maps of kind {MASKS!r}; add it")
     # `mask` is the argument of `StoreWriter.add` that takes the masks.
-    reserved = {*LISTS, "mask"}
+    reserved = {*LISTS, IMAGE_SCORES, "mask"}
     for name, kind in kinds.items():
         if not NAME.fullmatch(name) or name.split("/")[0] in reserved:
             raise UserError(
@@ -116,6 +118,13 @@ def check_kinds(kinds: Mapping[str, MapKind]) -> None:
             raise UserError(
                 f"map kinds {', '.join(parts)} are parts of score {score!r}; declare the same `high` of all"
             )
+
+
+def check_image_scores(names: Iterable[str]) -> None:
+    """Raise UserError unless a store can hold scores of images with these names."""
+    for name in names:
+        if not NAME.fullmatch(name) or "/" in name:
+            raise UserError(f"score {name!r} of images: use a word of A-Z, a-z, 0-9, _ and -")
 
 
 @dataclass(frozen=True)
@@ -201,13 +210,21 @@ def _escape(part: str) -> str:
 
 
 class Digest:
-    """SHA-256 of a store's content: for every id in order and every kind in sorted order, what it is and its values."""
+    """SHA-256 of a store's content: for every id in order and every kind in sorted order, what it is and its values; then
+    each score of images in sorted order."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
 
     def add(self, name: str, kind: str, array: np.ndarray) -> None:
-        head = json.dumps([name, kind, f"u{array.dtype.itemsize}", list(array.shape)])
+        self._add(name, kind, array)
+
+    def add_image_scores(self, scores: Mapping[str, np.ndarray]) -> None:
+        for name in sorted(scores):
+            self._add(None, f"{IMAGE_SCORES}/{name}", scores[name])
+
+    def _add(self, name: str | None, kind: str, array: np.ndarray) -> None:
+        head = json.dumps([name, kind, f"{array.dtype.kind}{array.dtype.itemsize}", list(array.shape)])
         self.digest.update(head.encode() + b"\n")
         self.digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
@@ -222,9 +239,16 @@ def create_file(path: Path | str | BytesIO, **how: Any) -> h5py.File:
 
 
 def write_head(
-    file: h5py.File, header: StoreHeader, kinds: Mapping[str, MapKind], *, ids: Sequence[str], positions: Sequence[int]
+    file: h5py.File,
+    header: StoreHeader,
+    kinds: Mapping[str, MapKind],
+    *,
+    ids: Sequence[str],
+    positions: Sequence[int],
+    image_scores: Mapping[str, np.ndarray],
 ) -> None:
-    """Write the root attributes, the ids, the position of each among all shards' ids, and a group for each kind."""
+    """Write the root attributes, the ids, the position of each among all shards' ids, the scores of images, and a group for
+    each kind."""
     file.attrs["format"], file.attrs["format_version"] = FORMAT, VERSION
     file.attrs["program_version"] = __version__
     for name, value in header.to_dict().items():
@@ -236,6 +260,10 @@ def write_head(
     for name, values in dict(ids=names, positions=places).items():
         dataset = file.create_dataset(name, data=values, **_list_filters(values))
         dataset.attrs.update(encoding_type=LISTS[name], encoding_version=ENCODING_VERSION)
+    for name in sorted(image_scores):
+        values = image_scores[name]
+        dataset = file.create_dataset(f"{IMAGE_SCORES}/{name}", data=values, **_list_filters(values))
+        dataset.attrs.update(encoding_type=IMAGE_SCORE, encoding_version=ENCODING_VERSION)
     for name, kind in kinds.items():
         file.create_group(name).attrs.update(kind.attributes())
 

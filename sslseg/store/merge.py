@@ -34,6 +34,8 @@ def merge_stores(paths: Sequence[Path], out: Path) -> Path:
         differing = first.header.difference(store.header, but=("shard",))
         if differing is None and store.kinds != first.kinds:
             differing = "kinds"
+        if differing is None and store.image_scores.keys() != first.image_scores.keys():
+            differing = "image_scores"
         if differing:
             raise IncompatibleError(
                 f"stores {first.path} and {store.path} differ in {differing}; merge shards of one command only"
@@ -49,7 +51,19 @@ def merge_stores(paths: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     names, positions = [name for _, name, _ in ordered], [position for *_, position in ordered]
-    write_store(out, header, names, positions, first.kinds, maps(), temporary=temporary)
+    write_store(
+        out,
+        header,
+        names,
+        positions,
+        first.kinds,
+        maps(),
+        image_scores={
+            score: np.array([store.image_scores[score][name] for store, name, _ in ordered], np.float32)
+            for score in first.image_scores
+        },
+        temporary=temporary,
+    )
     return out
 
 
@@ -75,4 +89,6 @@ def _places(stores: list[StoreReader]) -> dict[int, tuple[StoreReader, str]]:
 
 
 def _equal(store: StoreReader, other: StoreReader, name: str) -> bool:
-    return all(np.array_equal(store.stored(kind, name), other.stored(kind, name)) for kind in store.kinds)
+    return all(np.array_equal(store.stored(kind, name), other.stored(kind, name)) for kind in store.kinds) and all(
+        values[name] == other.image_scores[score][name] for score, values in store.image_scores.items()
+    )

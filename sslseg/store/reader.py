@@ -17,6 +17,8 @@ from sslseg.errors import UserError
 from sslseg.store.format import (
     BUILT_IN,
     FORMAT,
+    IMAGE_SCORE,
+    IMAGE_SCORES,
     LABEL_MAP,
     LEVELS,
     LISTS,
@@ -45,6 +47,7 @@ class StoreReader:
     Attributes:
         kinds: every kind of map in the file, in the order of ``format.in_order``.
         scores: the scores that rate the masks: confidence, entropy, those of several maps, others.
+        image_scores: scores of whole images, in [0, 1], high for reliable ones: by name, then by id.
         unknown: path and ``encoding_type`` of elements that this version cannot read.
 
     Raises:
@@ -59,7 +62,7 @@ class StoreReader:
             self.header: StoreHeader = read_header(file)
             self.ids: list[str] = file["ids"].asstr()[()].tolist()
             self.positions: np.ndarray = file["positions"][()]
-            found, self.unknown = find_kinds(file)
+            found, image_scores, self.unknown = find_elements(file)
             self.kinds: Mapping[str, MapKind] = in_order(found)
             self.content_sha256: str = str(file.attrs["content_sha256"])
             self._scales = {
@@ -69,6 +72,12 @@ class StoreReader:
             raise self._damaged(str(error)) from error
         if MASKS not in self.kinds or len(self.positions) != len(self.ids) or not file.attrs.get("complete"):
             raise self._damaged("it lacks masks, a position of each id, or the mark of being complete")
+        for name, values in image_scores.items():
+            if values.shape != (len(self),) or not ((values >= 0) & (values <= 1)).all():
+                raise self._damaged(f"{IMAGE_SCORES}/{name} does not hold a number in [0, 1] for each id")
+        self.image_scores: Mapping[str, Mapping[str, float]] = {
+            name: dict(zip(self.ids, values.tolist(), strict=True)) for name, values in image_scores.items()
+        }
         self._keys = keys(self.ids)
         self._parts = {
             score: parts
@@ -182,6 +191,12 @@ class StoreReader:
         )
         return {key: names.get(key, key) for key in found}
 
+    def image_score_arrays(self) -> dict[str, np.ndarray]:
+        """Return the scores of whole images as they are stored: N float32 each, in the order of ``ids``."""
+        return {
+            name: np.array([values[id_] for id_ in self.ids], np.float32) for name, values in self.image_scores.items()
+        }
+
     def attribute(self, element: str, name: str) -> Any:
         """Return an attribute of an element, None where it is missing."""
         return self._maps().file[element].attrs.get(name)
@@ -209,13 +224,15 @@ class StoreReader:
         self._opened = None
 
 
-def find_kinds(file: h5py.File) -> tuple[dict[str, MapKind], dict[str, str]]:
-    """Return the kinds of maps in a file, and the encoding of elements that this version cannot read, by path.
+def find_elements(file: h5py.File) -> tuple[dict[str, MapKind], dict[str, np.ndarray], dict[str, str]]:
+    """Return the kinds of maps in a file, the scores of images (N float32 each, in the order of the ids), and the encoding of
+    elements that this version cannot read, by path.
 
     Raises:
         ValueError: an element has other attributes than its kind allows.
     """
     kinds: dict[str, MapKind] = {}
+    scores: dict[str, np.ndarray] = {}
     unknown: dict[str, str] = {}
     for path, item in _elements(file):
         encoding = item.attrs["encoding_type"]
@@ -223,11 +240,13 @@ def find_kinds(file: h5py.File) -> tuple[dict[str, MapKind], dict[str, str]]:
             # Version 1 has no `high`.
             high = item.attrs.get("high", BUILT_IN.get(path, SCORE_MAP).high)
             kinds[path] = MapKind("score-map", high=high) if encoding == SCORE_MAP.encoding else LABEL_MAP
+        elif path.startswith(f"{IMAGE_SCORES}/") and encoding == IMAGE_SCORE and isinstance(item, h5py.Dataset):
+            scores[path.removeprefix(f"{IMAGE_SCORES}/")] = item[()].astype(np.float32)
         elif path not in LISTS:
             unknown[path] = str(encoding)
         if path in BUILT_IN and encoding != BUILT_IN[path].encoding:
             raise ValueError(f"/{path} has encoding_type {encoding!r}, not {BUILT_IN[path].encoding!r}")
-    return kinds, unknown
+    return kinds, dict(sorted(scores.items())), unknown
 
 
 def _elements(group: h5py.Group, folder: str = "") -> Iterator[tuple[str, Any]]:

@@ -43,7 +43,16 @@ def mark_reliable(path: Path, percentile: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     positions = [int(position) for position in store.positions]
     kinds = {**store.kinds, RELIABLE: LABEL_MAP}
-    write_store(path, header, store.ids, positions, kinds, _maps(store, reliable), temporary=temporary)
+    write_store(
+        path,
+        header,
+        store.ids,
+        positions,
+        kinds,
+        _maps(store, reliable),
+        image_scores=store.image_score_arrays(),
+        temporary=temporary,
+    )
     store.close()
 
 

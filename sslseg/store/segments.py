@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import IO
 
 import h5py
+import numpy as np
 
 from sslseg.errors import UserError
 from sslseg.files import atomic_write, write_json
 from sslseg.progress import note
-from sslseg.store.format import VERSION, Encoded, MapKind, StoreHeader, create_file, keys, write_head
+from sslseg.store.format import IMAGE_SCORES, VERSION, Encoded, MapKind, StoreHeader, create_file, keys, write_head
 from sslseg.store.maps import MapWriter
 
 HEADER = "header.json"
@@ -30,11 +31,13 @@ def partial_path(path: Path) -> Path:
 class Segments:
     """The segments in ``folder``; a segment's name holds the rank and the SHA-256 of its bytes, so damage shows."""
 
-    def __init__(self, folder: Path, header: StoreHeader, kinds: Mapping[str, MapKind]) -> None:
-        self.folder, self.header, self.kinds = folder, header, kinds
+    def __init__(
+        self, folder: Path, header: StoreHeader, kinds: Mapping[str, MapKind], image_scores: Sequence[str]
+    ) -> None:
+        self.folder, self.header, self.kinds, self.image_scores = folder, header, kinds, tuple(image_scores)
 
     def begin(self, ids: Sequence[str], positions: Sequence[int], *, join: bool) -> None:
-        """Make the folder, or with ``join`` continue one with equal header, kinds and ids.
+        """Make the folder, or with ``join`` continue one with equal header, kinds, scores of images and ids.
 
         Raises:
             UserError: there is one already and ``join`` is False, or it is damaged, of another version, or differs.
@@ -43,6 +46,7 @@ class Segments:
             version=VERSION,
             header=self.header.to_dict(),
             kinds={name: kind.attributes() for name, kind in self.kinds.items()},
+            image_scores=list(self.image_scores),
             ids=list(ids),
             positions=list(positions),
         )
@@ -64,6 +68,7 @@ class Segments:
                     f"{self.folder} is an unfinished store of format version {version}, this program writes version"
                     f" {VERSION}; remove the folder and start again"
                 )
+            found.setdefault("image_scores", [])  # earlier versions had none
             differing = self.header.difference(StoreHeader.from_dict(found["header"]))
             differing = differing or next(
                 (key for key in record if key != "header" and found[key] != record[key]), None
@@ -105,12 +110,18 @@ class Segments:
         """Return the finished segments."""
         return sorted(self.folder.glob("*.h5"))
 
-    def write(self, rank: int, maps: dict[str, dict[str, Encoded]]) -> None:
-        """Write one segment: the encoded maps of each id by kind."""
+    def write(
+        self, rank: int, maps: dict[str, dict[str, Encoded]], image_scores: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Write one segment: the encoded maps of each id by kind, and the scores of each id by their names."""
         # In memory, so that we write the file in one go. (HDF5's own file images are broken before 2.0.)
         image = io.BytesIO()
         with create_file(image) as file:
-            write_head(file, self.header, self.kinds, ids=list(maps), positions=range(len(maps)))
+            columns = {
+                score: np.array([image_scores[name][score] for name in maps], np.float32) for score in self.image_scores
+            }
+            positions = range(len(maps))
+            write_head(file, self.header, self.kinds, ids=list(maps), positions=positions, image_scores=columns)
             names, output = keys(maps), MapWriter(file, self.kinds)
             for name, found in maps.items():
                 for kind, encoded in found.items():
@@ -132,3 +143,13 @@ class Segments:
                 names = file["ids"].asstr()[()].tolist()
             found |= {name: (path, key) for name, key in keys(names).items()}
         return found
+
+    def read_image_scores(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the scores of finished ids, N float32 each, by their names."""
+        found: dict[str, dict[str, float]] = {score: {} for score in self.image_scores}
+        for path in self.paths() if found else ():
+            with h5py.File(path, "r", locking=False) as file:
+                names = file["ids"].asstr()[()].tolist()
+                for score, values in found.items():
+                    values |= zip(names, file[f"{IMAGE_SCORES}/{score}"][()].tolist(), strict=True)
+        return {score: np.array([values[name] for name in ids], np.float32) for score, values in found.items()}

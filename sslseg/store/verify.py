@@ -9,7 +9,7 @@ import numpy as np
 
 from sslseg.errors import UserError
 from sslseg.progress import track
-from sslseg.store.format import ENCODING_VERSION, LISTS, MASKS, Digest
+from sslseg.store.format import ENCODING_VERSION, IMAGE_SCORE, IMAGE_SCORES, LISTS, MASKS, Digest
 from sslseg.store.reader import StoreReader
 
 
@@ -29,6 +29,7 @@ def verify_store(path: Path) -> dict[str, Any]:
         pixels, ignored = pixels + maps[MASKS].size, ignored + int((maps[MASKS] == store.ignore_index).sum())
         for kind, array in maps.items():
             digest.add(name, kind, array)
+    digest.add_image_scores(store.image_score_arrays())
     if digest.hexdigest() != store.content_sha256:
         raise UserError(
             f"store {path} was changed or damaged: its content differs from its content_sha256; recreate it"
@@ -37,6 +38,7 @@ def verify_store(path: Path) -> dict[str, Any]:
     return dict(
         ids=len(store),
         kinds=list(store.kinds),
+        **(dict(image_scores=list(store.image_scores)) if store.image_scores else {}),
         classes=len(store.classes),
         shard=store.shard,
         bytes=size,
@@ -49,7 +51,9 @@ def verify_store(path: Path) -> dict[str, Any]:
 def _check_structure(store: StoreReader) -> None:
     if len(set(store.ids)) != len(store.ids):
         raise UserError(f"store {store.path} is damaged: an id occurs twice; recreate it")
-    for element, encoding in (LISTS | {name: kind.encoding for name, kind in store.kinds.items()}).items():
+    elements = LISTS | {name: kind.encoding for name, kind in store.kinds.items()}
+    elements |= {f"{IMAGE_SCORES}/{name}": IMAGE_SCORE for name in store.image_scores}
+    for element, encoding in elements.items():
         found, version = store.attribute(element, "encoding_type"), store.attribute(element, "encoding_version")
         if (found, version) != (encoding, ENCODING_VERSION):
             raise UserError(

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import h5py
 import numpy as np
@@ -31,6 +31,7 @@ from sslseg.store.format import (
     Encoded,
     MapKind,
     StoreHeader,
+    check_image_scores,
     check_kinds,
     create_file,
     decode,
@@ -60,7 +61,8 @@ class StoreWriter:
         ids: every id of the finished store, in order; text without NUL.
         positions: place of each id among the ids of all shards; 0, 1, 2, ... by default.
         kinds: every kind of map by its name, ``masks`` among them; by default only masks.
-        resume: continue an unfinished store with equal header, kinds and ids; ranks above 0 always join one.
+        image_scores: names of the scores of whole images.
+        resume: continue an unfinished store with equal header, kinds, scores and ids; ranks above 0 always join one.
 
     Compression and writing happen on a separate thread; its errors are raised by the next ``add`` or at the end.
 
@@ -77,6 +79,7 @@ class StoreWriter:
         ids: Sequence[str],
         positions: Sequence[int] | None = None,
         kinds: Mapping[str, MapKind] | None = None,
+        image_scores: Sequence[str] = (),
         resume: bool = False,
         rank: int = 0,
     ) -> None:
@@ -85,17 +88,19 @@ class StoreWriter:
         _check_ids(path, ids)
         kinds = {MASKS: LABEL_MAP} if kinds is None else kinds
         check_kinds(kinds)
+        check_image_scores(image_scores)
         self.path, self.header, self.ids, self.kinds, self.rank = path, header, list(ids), in_order(kinds), rank
         self.positions = list(positions) if positions is not None else list(range(len(self.ids)))
         self._known = frozenset(self.ids)
-        self._segments = Segments(partial_path(path), header, self.kinds)
+        self.image_scores = sorted(image_scores)
+        self._segments = Segments(partial_path(path), header, self.kinds, self.image_scores)
         self._segments.begin(self.ids, self.positions, join=resume or rank > 0)
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(self._segments.lock(rank))
         if rank == 0:
             self._segments.clean()
         self.done: set[str] = set(self._segments.places())
-        self._items: queue.Queue[tuple[str, dict[str, np.ndarray]] | None] = queue.Queue(QUEUE_IMAGES)
+        self._items: queue.Queue[tuple[str, dict[str, np.ndarray], dict[str, float]] | None] = queue.Queue(QUEUE_IMAGES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
@@ -109,11 +114,21 @@ class StoreWriter:
         # Images added before an error or an interruption are kept, too.
         self.close()
 
-    def add(self, name: str, /, *, mask: np.ndarray, **others: np.ndarray) -> None:
-        """Add the maps of one image: ``mask`` and other label maps H x W integer, scores H x W in [0, 1].
+    def add(
+        self,
+        name: str,
+        image_scores: Mapping[str, float] = MappingProxyType({}),
+        /,
+        *,
+        mask: np.ndarray,
+        **others: np.ndarray,
+    ) -> None:
+        """Add the maps of one image: ``mask`` and other label maps H x W integer, scores H x W in [0, 1]; and its scores
+        as a whole.
 
         Raises:
-            ValueError: ``name`` is not one of the ids, or the maps are not those of ``kinds`` or differ in size.
+            ValueError: ``name`` is not one of the ids, the maps are not those of ``kinds`` or differ in size, or the scores
+                are not those of ``image_scores`` in [0, 1].
             OSError: an earlier image could not be written.
         """
         self._raise()
@@ -123,6 +138,11 @@ class StoreWriter:
         if set(maps) != set(self.kinds) or mask.ndim != 2 or any(found.shape != mask.shape for found in maps.values()):
             shapes = {kind: found.shape for kind, found in maps.items()}
             raise ValueError(f"store {self.path} takes {', '.join(self.kinds)}, each H x W; {name!r} has {shapes}")
+        if sorted(image_scores) != self.image_scores or not all(0 <= value <= 1 for value in image_scores.values()):
+            raise ValueError(
+                f"store {self.path} takes {', '.join(self.image_scores) or 'no scores'} in [0, 1] of each image;"
+                f" {name!r} has {dict(image_scores)}"
+            )
         dtype = np.uint16 if self.header.ignore_index > np.iinfo(np.uint8).max else np.uint8
         for kind, labels in maps.items():
             if self.kinds[kind].is_score:
@@ -133,7 +153,7 @@ class StoreWriter:
                     " cannot hold"
                 )
             maps[kind] = labels.astype(dtype)
-        self._items.put((name, maps))
+        self._items.put((name, maps, dict(image_scores)))
 
     def close(self) -> None:
         """Write the images that are left and stop the thread; further calls do nothing."""
@@ -150,16 +170,18 @@ class StoreWriter:
 
     def _work(self) -> None:
         segment: dict[str, dict[str, Encoded]] = {}
+        scores: dict[str, dict[str, float]] = {}
         since = time.monotonic()
         items = iter(self._items.get, None)
         try:
-            for name, maps in items:
+            for name, maps, own in items:
                 segment[name] = {kind: self._encode(kind, maps[kind]) for kind in self.kinds}
+                scores[name] = own
                 if len(segment) >= SEGMENT_IMAGES or time.monotonic() - since >= SEGMENT_SECONDS:
-                    self._write(segment)
-                    segment, since = {}, time.monotonic()
+                    self._write(segment, scores)
+                    segment, scores, since = {}, {}, time.monotonic()
             if segment:
-                self._write(segment)
+                self._write(segment, scores)
         except BaseException as error:
             self._error = error
             # Keep emptying the queue, so that `add` never blocks; the next call of `add` raises.
@@ -170,8 +192,8 @@ class StoreWriter:
         kind = self.kinds[name]
         return encode(kind, quantize(array) if kind.is_score else array)
 
-    def _write(self, segment: dict[str, dict[str, Encoded]]) -> None:
-        self._segments.write(self.rank, segment)
+    def _write(self, segment: dict[str, dict[str, Encoded]], scores: dict[str, dict[str, float]]) -> None:
+        self._segments.write(self.rank, segment, scores)
         self.done.update(segment)
 
     def finalize(self) -> Path:
@@ -201,7 +223,16 @@ class StoreWriter:
                     yield name, {kind: segment(path).read(kind, key) for kind in self.kinds}
 
             temporary = self._segments.folder / ".store.tmp"
-            write_store(self.path, self.header, self.ids, self.positions, self.kinds, maps(), temporary=temporary)
+            write_store(
+                self.path,
+                self.header,
+                self.ids,
+                self.positions,
+                self.kinds,
+                maps(),
+                image_scores=self._segments.read_image_scores(self.ids),
+                temporary=temporary,
+            )
             shutil.rmtree(self._segments.folder)
         return self.path
 
@@ -227,9 +258,12 @@ def write_store(
     kinds: Mapping[str, MapKind],
     maps: Iterable[tuple[str, Maps]],
     *,
+    image_scores: Mapping[str, np.ndarray],
     temporary: Path,
 ) -> None:
     """Write a complete store in one pass; encoded maps are copied unchanged. It appears under its name at the end.
+
+    **Shape**: each of ``image_scores`` N float32, in the order of ``ids``.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
@@ -237,7 +271,7 @@ def write_store(
     try:
         digest = Digest()
         with create_file(temporary) as file:
-            write_head(file, header, in_order(kinds), ids=ids, positions=positions)
+            write_head(file, header, in_order(kinds), ids=ids, positions=positions, image_scores=image_scores)
             names, output = keys(ids), MapWriter(file, kinds)
             for name, found in maps:
                 for kind in sorted(found):
@@ -248,6 +282,7 @@ def write_store(
                         encoded, array = encode(kinds[kind], item), item
                     output.write(kind, names[name], encoded)
                     digest.add(name, kind, array)
+            digest.add_image_scores(image_scores)
             file.attrs["content_sha256"] = digest.hexdigest()
             file.attrs["complete"] = True
         with temporary.open("rb") as written:

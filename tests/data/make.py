@@ -1,12 +1,14 @@
-"""Small datasets on disk for the tests of layouts, lists, splits and init; and the store of the present format.
+"""Small datasets on disk for the tests of layouts, lists, splits and init; and stores of the present format.
 
-``python -m tests.data.make`` writes ``store-v2.h5``. A new version of the format gets a file of its own; those of older
+``python -m tests.data.make`` writes ``store-v2.h5``, and one with scores of images. A new version of the format gets a file of its own; those of older
 versions stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -15,6 +17,8 @@ from sslseg.store import LABEL_MAP, SCORE_MAP, MapKind, StoreHeader, StoreWriter
 
 SIZE = 8
 STORE = Path(__file__).parent / "store-v2.h5"
+SCORED_STORE = STORE.with_name("store-v2-image-scores.h5")
+AGREEMENT = dict(agreement=[0.25, 1.0])
 STORE_KINDS = {
     "masks": LABEL_MAP,
     "confidence": MapKind("score-map", high="right"),
@@ -62,17 +66,19 @@ def store_maps(number: int, shape: tuple[int, int] = (12, 17)) -> dict[str, np.n
     return found
 
 
-def store(path: Path) -> Path:
+def store(path: Path, image_scores: Mapping[str, Sequence[float]] = MappingProxyType({})) -> Path:
     """Write a store with kinds of maps that are not built in."""
     ids = ["street/1", "street/2"]
     palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
     header = StoreHeader(classes=("a", "b", "c"), palette=palette, ignore_index=255, total=len(ids))
-    with StoreWriter(path, header=header, ids=ids, kinds=STORE_KINDS) as writer:
+    with StoreWriter(path, header=header, ids=ids, kinds=STORE_KINDS, image_scores=list(image_scores)) as writer:
         for number, name in enumerate(ids):
-            writer.add(name, **store_maps(number))
+            own = {score: values[number] for score, values in image_scores.items()}
+            writer.add(name, own, **store_maps(number))
     return writer.finalize()
 
 
 if __name__ == "__main__":
-    STORE.unlink(missing_ok=True)
-    store(STORE)
+    for path, scores in ((STORE, {}), (SCORED_STORE, AGREEMENT)):
+        path.unlink(missing_ok=True)
+        store(path, scores)
