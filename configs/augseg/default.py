@@ -3,4 +3,4 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/intensity.py',
 ]
-method = dict(type='AugSeg', decay=0.99)
+method = dict(type='AugSeg', decay=0.99, decay_start=10)

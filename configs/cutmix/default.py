@@ -5,5 +5,5 @@ _base_ = [
 ]
 # Without the ramp-up, an over-confident teacher holds on to its errors: tuned from random weights on another seed of the synthetic
 # dataset, seeds 10 to 12.
-method = dict(type='CutMix', consistency='ce', rampup=0.5)
+method = dict(type='CutMix', consistency='ce', rampup=0.5, decay_start=10)
 views = dict(strong=[])  # images are mixed, nothing else

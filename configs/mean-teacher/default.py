@@ -3,5 +3,5 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/default.py',
 ]
-method = dict(type='MeanTeacher')
+method = dict(type='MeanTeacher', decay_start=10)
 views = dict(strong=[])  # student and teacher see the same view

@@ -10,5 +10,6 @@ method = dict(
     mix_prob=1.0,
     unlabeled_weight=0.5,
     warmup=0.25,
+    decay_start=10,
     contrast=dict(dim=64, queue_size=5000, background_queue_size=5000))
 views = dict(strong=[])  # images are mixed, nothing else

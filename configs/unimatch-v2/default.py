@@ -3,4 +3,4 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/jitter.py',
 ]
-method = dict(type='UniMatchV2', decay=0.99)
+method = dict(type='UniMatchV2', decay=0.99, decay_start=10)

@@ -30,6 +30,7 @@ from sslseg.functional.confidence import normalized_entropy
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
 from sslseg.functional.schedule import Decay, Duration
 from sslseg.methods.base import Batch, View, move_targets
+from sslseg.methods.ema import DecayStart
 from sslseg.methods.fixmatch import FixMatch
 from sslseg.registry import MODELS
 from sslseg.settings import checked
@@ -91,8 +92,11 @@ class AugSeg(FixMatch):
             "Adaptive label injection: labeled pixels in images of low confidence; False: mix unlabeled images only.",
         ] = True,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.999,
+        decay_start: DecayStart = 1.0,
     ) -> None:
-        super().__init__(segmentor=segmentor, threshold=threshold, weight=weight, rampup=rampup, decay=decay)
+        super().__init__(
+            segmentor=segmentor, threshold=threshold, weight=weight, rampup=rampup, decay=decay, decay_start=decay_start
+        )
         self.injection = injection
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

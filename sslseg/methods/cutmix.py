@@ -30,7 +30,7 @@ from sslseg.functional.mixing import mixed
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.methods.ema import Teacher
+from sslseg.methods.ema import DecayStart, Teacher
 from sslseg.registry import MODELS
 from sslseg.settings import checked
 
@@ -61,13 +61,14 @@ class CutMix(SemiSegmentor):
             bool, "Ignore unconfident pixels, instead of weighting the loss by the fraction of confident ones."
         ] = False,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
+        decay_start: DecayStart = 1.0,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.mix, self.distance, self.weight = mix, DISTANCES[consistency], weight
         self.rampup = duration(rampup, name="rampup")
         self.threshold, self.per_pixel = threshold, per_pixel
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
-        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)], start=decay_start)
 
     def accepts(self, probabilities: Tensor) -> Tensor:
         return confidence(probabilities) > self.threshold

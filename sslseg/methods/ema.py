@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
 from sslseg.compat import lerp_all
+from sslseg.errors import UserError
 from sslseg.networks.logits import logits_of
+
+DecayStart = Annotated[
+    float,
+    "k: in iteration t, counted from 0, the EMA decay is at most t / (t + k). 1: the plain mean of all iterations so far; more:"
+    " the first ones are forgotten sooner.",
+]
 
 
 class EMA(nn.Module):
@@ -23,11 +31,14 @@ class EMA(nn.Module):
     Args:
         decays: the EMA decay schedule as milestones: (duration from the start of training, decay from there on); none: the
             copy equals the original.
+        start: k of ``DecayStart``.
     """
 
-    def __init__(self, original: nn.Module, decays: Sequence[tuple[float, float]]) -> None:
+    def __init__(self, original: nn.Module, decays: Sequence[tuple[float, float]], start: float = 1.0) -> None:
         super().__init__()
-        self.decays = decays
+        if start <= 0:
+            raise UserError(f"method.decay_start {start:g} is not positive; give 1 for the plain mean, or more")
+        self.decays, self.start = decays, start
         self.network = copy.deepcopy(original).requires_grad_(False)
         self.train(False)
         self._pairs: tuple[torch.device, list[tuple[Tensor, Tensor]]] | None = None
@@ -37,11 +48,12 @@ class EMA(nn.Module):
         return super().train(False)
 
     def follow(self, original: nn.Module, *, iteration: int, decay: float) -> None:
-        """Update after an iteration (counted from 0) with min(1 - 1 / (iteration + 1), ``decay``).
+        """Update after an iteration (counted from 0) with min(t / (t + k), ``decay``), t the iteration and k ``start``.
 
-        At first this is a plain mean, in which no old weights linger.
+        With k = 1 this is at first the plain mean of all iterations, as in Tarvainen and Valpola's implementation. It holds on to
+        the first ones, in which networks and BatchNorm's statistics change most: with k = 10 an average spans the last tenth.
         """
-        self.update(original, min(1.0 - 1.0 / (iteration + 1), decay))
+        self.update(original, min(iteration / (iteration + self.start), decay))
 
     @torch.no_grad()
     def update(self, original: nn.Module, decay: float) -> None:

@@ -33,7 +33,7 @@ from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
-from sslseg.methods.ema import Teacher
+from sslseg.methods.ema import DecayStart, Teacher
 from sslseg.registry import MODELS
 from sslseg.settings import checked
 
@@ -88,12 +88,13 @@ class FixMatch(SemiSegmentor):
         ] = 0.0,
         mix_prob: Annotated[float, "Probability that an image of a strong view gets a box of another one."] = 0.5,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.996,
+        decay_start: DecayStart = 1.0,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.threshold, self.weight, self.mix_prob = threshold, weight, mix_prob
         self.rampup = duration(rampup, name="rampup")
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
-        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)], start=decay_start)
 
     @property
     def strong_views(self) -> tuple[str, ...]:

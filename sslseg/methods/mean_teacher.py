@@ -28,7 +28,7 @@ from torch import Tensor
 from sslseg.functional.consistency import DISTANCES
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.methods.ema import Teacher
+from sslseg.methods.ema import DecayStart, Teacher
 from sslseg.methods.gct.flaw_detector import FlawDetector
 from sslseg.methods.gct.flaw_maps import clean_up, flaw_target
 from sslseg.registry import MODELS
@@ -54,13 +54,14 @@ class MeanTeacher(SemiSegmentor):
         weight: Annotated[float, "Weight of the consistency once ramped up."] = 1.0,
         rampup: Annotated[Duration, "Duration over which the weight grows."] = 0.1,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
+        decay_start: DecayStart = 1.0,
         detector: Annotated[
             dict[str, Any] | None, FlawDetector, "Settings of a flaw detector (GCT, Sec. 4.5); None: without one."
         ] = None,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.distance, self.weight, self.rampup = DISTANCES[consistency], weight, duration(rampup, name="rampup")
-        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)], start=decay_start)
         self.detector = FlawDetector(self.task.channels, **detector) if detector is not None else None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -191,7 +191,7 @@ def test_recipes_are_those_of_the_paper(toy_split: Split, name: str) -> None:
     assert (schedule.power, schedule.warmup) == (0.9, 0.0)
     assert str(Protocol(**config.evaluation)) == protocol
     assert transforms_of("strong", config) == [dict(type="RandomIntensity", num_ops=3)]
-    settings = dict(threshold=threshold, weight=1.0, rampup=0.0, injection=True, decay=ema)
+    settings = dict(threshold=threshold, weight=1.0, rampup=0.0, injection=True, decay=ema, decay_start=1.0)
     assert config.method == dict(type="AugSeg", **settings)
     if name == "cityscapes":  # 100,000 pixels of a rank's four images
         assert config.model.decode_head.sampler == dict(type="OHEMPixelSampler", thresh=0.7, min_kept=25000)

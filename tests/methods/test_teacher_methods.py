@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sslseg.artifacts.run import Run
 from sslseg.config.build import TrainOptions, build_config
 from sslseg.distributed import launch
 from sslseg.engine.build import build_training
 from sslseg.errors import UserError
-from sslseg.methods.ema import Teacher
+from sslseg.methods.ema import EMA, Teacher
 from sslseg.splits.split import Split
 from sslseg.train import train
 from tests.methods.conftest import build, labeled_view, moved, other_views, total
@@ -34,19 +35,20 @@ def predict(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def test_teacher_is_the_ema_of_all_state_and_never_trains() -> None:
-    method = build("MeanTeacher", **MT)
+@pytest.mark.parametrize("start", [1.0, 10.0])
+def test_teacher_is_the_ema_of_all_state_and_never_trains(start: float) -> None:
+    method = build("MeanTeacher", **MT | dict(decay=0.9 if start == 1 else 0.5, decay_start=start))
     student, teacher = method.student, method.teacher
     expected = {name: value.clone() for name, value in teacher.network.state_dict().items()}
     method.begin_training(10)
-    for iteration in range(4):
+    for iteration in range(12):
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         student(torch.randn(4, 3, 40, 48), mode="tensor")  # moves BatchNorm's statistics
         method.begin_iteration(iteration)
         method.after_iteration()
-        decay = min(1 - 1 / (iteration + 1), 0.9)
+        decay = min(1 - start / (iteration + start), 0.9 if start == 1 else 0.5)
         for name, value in student.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
     for name, value in teacher.network.state_dict().items():
@@ -161,6 +163,35 @@ def test_cutmix_loss_equals_the_slow_one(
     expected = values[valid & confident].mean() if per_pixel else values[valid].mean() * confident[valid].float().mean()
     assert 0 < confident[valid].float().mean() < 1
     torch.testing.assert_close(losses["loss_consistency"], expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["AEL", "AugSeg", "CutMix", "FixMatch", "MeanTeacher", "ThreeStage", "U2PL", "UniMatchV2"]
+)
+def test_every_teacher_takes_the_start_of_its_decay(name: str) -> None:
+    method = build(name, decay_start=7.0)
+    assert all(ema.start == 7.0 for ema, _ in method.ema_pairs())
+    assert method.ema_pairs()
+    with pytest.raises(UserError, match="decay_start"):
+        build(name, decay_start=0.0)
+
+
+def test_a_larger_start_forgets_the_first_iterations() -> None:
+    """With k = 1 the EMA of 0, 1, ..., 9 is their mean; with k = 9 it spans little more than the last ones."""
+    value = nn.Linear(1, 1, bias=False)
+    found = []
+    for start in (1.0, 9.0):
+        ema = EMA(value, [], start)
+        for iteration in range(10):
+            nn.init.constant_(value.weight, float(iteration))
+            ema.follow(value, iteration=iteration, decay=1.0)
+        found.append(float(ema.network.weight.detach()))
+    assert found[0] == pytest.approx(4.5)
+    expected = 0.0
+    for iteration in range(10):
+        expected += (9 / (iteration + 9)) * (iteration - expected)
+    assert found[1] == pytest.approx(expected)
+    assert expected > 7.5
 
 
 def test_cutmix_refuses_single_images_and_unknown_choices() -> None:

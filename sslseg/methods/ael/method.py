@@ -25,7 +25,7 @@ from sslseg.functional.consistency import cross_entropy
 from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
 from sslseg.methods.ael.equalizer import Equalizer
 from sslseg.methods.base import Batch, SemiSegmentor, View, data_sample, move_targets
-from sslseg.methods.ema import Teacher
+from sslseg.methods.ema import DecayStart, Teacher
 from sslseg.registry import MODELS
 from sslseg.settings import DEFAULTS
 
@@ -49,11 +49,12 @@ class AEL(SemiSegmentor):
         weight: Annotated[float, "Weight of the unlabeled images once ramped up."] = 1.0,
         rampup: Annotated[Duration, "Duration over which the weight grows."] = 0.0,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
+        decay_start: DecayStart = 1.0,
         equalizer: Annotated[Mapping[str, Any], Equalizer, "Settings of the equalization."] = DEFAULTS,
     ) -> None:
         super().__init__(segmentor=segmentor)
         self.weight, self.rampup = weight, duration(rampup, name="rampup")
-        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)])
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)], start=decay_start)
         self.equalizer = Equalizer(self.task.channels, **equalizer)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy
 from sslseg.functional.schedule import DecaySchedule
 from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.methods.ema import Teacher
+from sslseg.methods.ema import DecayStart, Teacher
 from sslseg.methods.three_stage.second_branch import SecondBranch
 from sslseg.networks.logits import head_outputs
 from sslseg.registry import MODELS
@@ -78,6 +78,7 @@ class ThreeStage(SemiSegmentor):
             "EMA decay schedule of the teacher, milestones (fraction of training, decay from there on); empty: theta' ="
             " theta (Table VI).",
         ] = ((0.0, 0.99), (1 / 3, 0.995), (2 / 3, 0.9975), (5 / 6, 0.999)),
+        decay_start: DecayStart = 1.0,
     ) -> None:
         super().__init__(segmentor=segmentor)
         if stage < 2:
@@ -88,7 +89,7 @@ class ThreeStage(SemiSegmentor):
         self.consistency_weight, self.pseudo_weight = consistency_weight, pseudo_weight
         self.ignore_index = self.task.ignore_index
         if consistency_weight:
-            self.teacher = Teacher(self.student, decays)
+            self.teacher = Teacher(self.student, decays, decay_start)
         if pseudo_weight:
             self.second = SecondBranch(self.student, segmentor, own_stage=branch == "g-hat")
 

@@ -48,7 +48,7 @@ from sslseg.methods.acceptance import Acceptance
 from sslseg.methods.ael.equalizer import Equalizer
 from sslseg.methods.ael.method import copy_paste
 from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
-from sslseg.methods.ema import EMA, Teacher
+from sslseg.methods.ema import EMA, DecayStart, Teacher
 from sslseg.methods.u2pl.contrast import Contrast
 from sslseg.methods.u2pl.partition import (
     Partition,
@@ -109,6 +109,7 @@ class U2PL(SemiSegmentor):
             Duration, "Warm start: duration of training on labeled images only; the paper's 1 epoch is that on VOC."
         ] = "1 epoch",
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.99,
+        decay_start: DecayStart = 1.0,
         teacher_warmup: Annotated[
             Literal["average", "copy"],
             "During the warm start the teacher is the EMA already, or a copy of the student.",
@@ -129,7 +130,7 @@ class U2PL(SemiSegmentor):
         self.unlabeled_weight, self.alpha, self.dynamic_alpha = unlabeled_weight, alpha, dynamic_alpha
         self.warmup, self.rampup = duration(warmup, name="warmup"), duration(rampup, name="rampup")
         decays = [(0.0 if teacher_warmup == "average" else self.warmup, decay)]
-        self.teacher: Teacher = Teacher(self.student, decays)
+        self.teacher: Teacher = Teacher(self.student, decays, decay_start)
         self.acceptance: Acceptance = Acceptance(self.student.num_classes)
         self.contrast_weight, self.threshold = contrast_weight, threshold
         self.reliability: Reliability = reliability
@@ -139,7 +140,7 @@ class U2PL(SemiSegmentor):
         if contrast_weight:
             self.contrast = Contrast(classes, **contrast)
             self.projection = Projection(self.student.decode_head, self.contrast.dim)
-            self.key_projection = EMA(self.projection, decays)
+            self.key_projection = EMA(self.projection, decays, decay_start)
             if ranks is not None and self.ranks != tuple(ranks):
                 self.messages.append(
                     f"probability rank thresholds are {self.ranks}, not {tuple(ranks)}, for {classes} classes"
