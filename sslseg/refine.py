@@ -19,6 +19,7 @@ from sslseg.config.files import load_method, load_named, method_class, unscoped
 from sslseg.config.files import load_model as load_model_config
 from sslseg.config.fit import RANDOM, weights_source, without_pretrained
 from sslseg.config.lengths import snapshot_iterations
+from sslseg.data.precision import PrecisionFilter, precision_filter
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.distributed import launch
 from sslseg.errors import IncompatibleError, UserError
@@ -29,7 +30,7 @@ from sslseg.pseudolabel import SCORES, PseudolabelOptions, pseudolabel
 from sslseg.settings import settings_of
 from sslseg.splits.split import Split
 from sslseg.store import StoreReader
-from sslseg.store.filters import resolve
+from sslseg.store.filters import MaskFilter, resolve
 from sslseg.store.format import AGREEMENT, RELIABLE
 from sslseg.store.ranking import keep_images
 from sslseg.train import PRETRAINED_BY_RUN, PRETRAINED_FILE, train
@@ -163,6 +164,8 @@ def refine(
     method: str | None = None,
     keep: Sequence[str] = (),
     images: float | None = None,
+    precise: float | None = None,
+    held_out: str | Path | None = None,
     weight: str | None = None,
     which: str = "best",
     workers: int = 2,
@@ -177,6 +180,8 @@ def refine(
         stage, method: how to learn from the store; by default what ``plan`` chooses.
         keep: filters on the stored masks (``sslseg.store.filters``).
         images: the fraction of the unlabeled images, those of the highest agreement, that is learned from; None: all.
+        precise, held_out: the fraction of accepted pixels that must be right on the labels of a store of held-out images; it
+            gives each class its own threshold of confidence (``sslseg.data.precision``).
         weight: the score by which each stored pixel is weighted.
         which: the checkpoint, ``best`` or ``last``, that predicts the new store.
 
@@ -190,9 +195,11 @@ def refine(
     chosen = plan(given, method=method, config=options.config, stage=stage, weight=weight)
     check_classes(given.model, split.dataset.classes, where=f"dataset {split.dataset.name!r}")
     check_images(store, split, labeled="train" in chosen.cls.views)
-    filters = resolve(keep, store)
+    filters: tuple[MaskFilter, ...] = resolve(keep, store)
     for kept in filters:
         note(f"--keep {kept.text}: {kept.share:.1%} of the stored pixels")
+    if precise is not None or held_out is not None:
+        filters = (*filters, choose_thresholds(store, split, precise, held_out))
     best = keep_images(images, store, split.unlabeled) if images is not None else None
     if best is not None:
         note(
@@ -244,6 +251,27 @@ def refine(
         ),
     )
     return run, target
+
+
+def choose_thresholds(
+    store: StoreReader, split: Split, precise: float | None, held_out: str | Path | None
+) -> PrecisionFilter:
+    """Return the filter of ``--keep-precise`` and ``--held-out``, and say what it does."""
+    if precise is None or held_out is None:
+        missing = "--held-out STORE of labeled images apart" if held_out is None else "--keep-precise, such as 0.9"
+        raise UserError(f"thresholds by class need both --keep-precise and --held-out; add {missing}")
+    apart = StoreReader(held_out)
+    samples = {sample.id: sample for sample in split.samples("all")}
+    learned = {sample.id for sample in split.samples("train")}
+    found = precision_filter(store, apart, samples, split.dataset, precision=precise, learned=learned)
+    note(
+        f"--keep-precise {precise:g}: {found.share:.1%} of the stored pixels; confidence by class: {found.described(split.dataset.classes)}"
+    )
+    if set(apart.ids) & set(split.val):
+        note(
+            "the labels of validation images chose these thresholds: their scores are too good by that; compare on others"
+        )
+    return found
 
 
 def check_images(store: StoreReader, split: Split, *, labeled: bool) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sslseg.config.build import TrainOptions, build_config
+from sslseg.data.precision import FEWEST
 from sslseg.data.pseudo_masks import PseudoMasks
 from sslseg.data.reading import label_table, read_mask
 from sslseg.errors import Interrupted
@@ -363,3 +364,45 @@ def test_the_whole_pipeline_in_a_shell_and_on_two_ranks(workspace: Path) -> None
         StoreReader(workspace / third.out.strip() / "stores" / "all.h5").ids
         == StoreReader(workspace / store.out.strip()).ids
     )
+
+
+def test_thresholds_by_class_come_from_held_out_labels(first: Path, sslseg: Sslseg, toy_split: Split) -> None:
+    held_out = sslseg("pseudolabel", first, "--subset", "val", "--workers", "0").path
+    options = ("--keep-precise", "0.6", "--held-out", held_out)
+    done = sslseg("refine", first / "stores" / "train.h5", *SHORT[2:], "--method", "self-training", *options)
+    assert done.code == 0, done.err
+    assert "confidence by class: background " in done.err
+    assert "validation images chose these thresholds" in done.err
+    kept = json.loads((done.path / "run.json").read_text())["pseudo_masks"]["keep"][0]
+    assert kept["keep"] == "precision>=0.6"
+    assert 0 < kept["share"] < 1
+    # Slowly: of the held-out pixels of each class that pass its threshold, at least six in ten are right.
+    store, table = StoreReader(held_out), label_table(toy_split.dataset)
+    pixels = [
+        (store.mask(sample.id), store.stored("confidence", sample.id), read_mask(sample.mask, table))
+        for sample in toy_split.samples("val")
+    ]
+    for c, threshold in enumerate(kept["thresholds"]):
+        passing = np.concatenate(
+            [(mask == label)[(mask == c) & (levels >= threshold)] for mask, levels, label in pixels]
+        )
+        all_of_class = sum(int((mask == c).sum()) for mask, _, _ in pixels)
+        assert all_of_class < FEWEST or len(passing) == 0 or passing.mean() >= 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--keep-precise", "0.9"), "add --held-out STORE"),
+        (("--held-out", "STORE"), "add --keep-precise"),
+        (("--keep-precise", "0.9", "--held-out", "STORE"), "is a training image"),
+        (("--keep-precise", "1.5", "--held-out", "STORE"), "not a fraction"),
+    ],
+)
+def test_thresholds_need_held_out_images(first: Path, sslseg: Sslseg, options: tuple, message: str) -> None:
+    store = first / "stores" / "train.h5"
+    done = sslseg(
+        "refine", store, "--method", "self-training", *(store if part == "STORE" else part for part in options)
+    )
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert message in done.err

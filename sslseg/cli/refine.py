@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,23 @@ def command(
             show_default=False,
         ),
     ] = None,
+    keep_precise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="With --held-out: give each class its own threshold of confidence, the lowest at which this fraction of the"
+            " held-out pixels above it is right, such as 0.9; learn only from stored pixels that pass.",
+            show_default=False,
+        ),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE",
+            help="Store of labeled images that the model has not learned from (pseudolabel --subset val).",
+            show_default=False,
+        ),
+    ] = None,
     weight: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +104,8 @@ def command(
         method=method,
         keep=keep or (),
         images=keep_images,
+        precise=keep_precise,
+        held_out=held_out,
         weight=weight,
         which=check_which(which),
         workers=options.workers if options.workers is not None else given.model.config.data.workers,

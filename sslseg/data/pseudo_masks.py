@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sslseg.errors import UserError
-from sslseg.store.filters import Filter
+from sslseg.store.filters import MaskFilter
 from sslseg.store.format import MASKS, RELIABLE, SCORE_LEVELS
 from sslseg.store.ranking import KeptImages
 from sslseg.store.reader import StoreReader
@@ -29,7 +29,7 @@ class PseudoMasks:
     def __init__(
         self,
         store: StoreReader,
-        filters: Sequence[Filter] = (),
+        filters: Sequence[MaskFilter] = (),
         *,
         weight: str | None = None,
         images: KeptImages | None = None,

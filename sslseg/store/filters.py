@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,22 @@ from sslseg.store.reader import StoreReader
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 PATTERN = re.compile(r"\s*([\w/-]+)\s*(<=|>=|<|>)\s*(q?)([0-9.]+)\s*")
+
+
+class MaskFilter(Protocol):
+    """What chooses the stored pixels to learn from."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def share(self) -> float:
+        """Fraction of all stored pixels that it keeps."""
+
+    def masked(self, mask: np.ndarray, name: str, store: StoreReader) -> np.ndarray:
+        """Return a mask (H x W) of an id with ``ignore_index`` where it is not kept."""
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
