@@ -13,8 +13,8 @@ Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, carri
 
 Choices: the squared error compares softmax, as in the original. With ``detector`` (GCT, Sec. 4.5) a flaw detector learns on
 the student's predictions of labeled images, and the consistency is dropped where the detector finds the teacher more wrong
-than the student, and averaged over the pixels that remain (GCT's L_dc: over all), so that these weigh more. The EMA starts as a plain mean, min(1 - 1/(t+1), decay). Consistency is required on unlabeled images only,
-as in both papers' official implementations. Student and teacher see the same weak view (GCT, Sec. 4: noise degrades it);
+than the student, and averaged over the pixels that remain (GCT's L_dc: over all), so that these weigh more. The EMA starts as a
+plain mean (``DecayStart``). Consistency is required on unlabeled images only, as in both papers' official implementations. Student and teacher see the same weak view (GCT, Sec. 4: noise degrades it);
 ``mean-teacher/default_strong`` gives the student a strong one. The teacher is validated and exported.
 """
 

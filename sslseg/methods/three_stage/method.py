@@ -18,8 +18,8 @@ are the identity (Sec. IV-B). L_con and L_pl average over the valid pixels of bo
 sub-batch 2; so the lambdas mean the same whatever is padding or ignored.
 
 Where the paper is silent: d_c in L_con is the cross entropy with the teacher's whole distribution, as Eq. (1) compares
-the networks' outputs; with the pseudo-masks, which are hard, it is the usual one. The EMA decay is min(1 - 1/(t+1),
-decay), with the milestones of the official implementation; short trainings need a single small decay
+the networks' outputs; with the pseudo-masks, which are hard, it is the usual one. The EMA starts as a plain mean
+(``DecayStart``), with the milestones of the official implementation; short trainings need a single small decay
 (``three-stage/default``). The EMA covers all state, BatchNorm's too. The student f_theta is the model of inference.
 """
 
