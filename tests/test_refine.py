@@ -316,10 +316,10 @@ def test_stopped_and_resumed_equals_uninterrupted(
     resumed = TrainOptions(iterations=12, workers=1, val_interval=5, resume=True)
     original = StoreWriter.add
 
-    def fail(self: StoreWriter, name: str, **maps: np.ndarray) -> None:
+    def fail(self: StoreWriter, name: str, scores: dict[str, float], **maps: np.ndarray) -> None:
         if len(self.done) == 0 and name == given.store.ids[9]:
             raise KeyboardInterrupt
-        original(self, name, **maps)
+        original(self, name, scores, **maps)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "add", fail)
