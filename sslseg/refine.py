@@ -206,6 +206,11 @@ def refine(
             f"--keep-images {best.fraction:g}: {len(best.kept)} of {len(split.unlabeled)} unlabeled images, with an agreement"
             f" of {best.threshold:.4f} or more; the others are left out of training"
         )
+        if best.tied:
+            note(
+                "images that are left out agree as much as the last ones that are kept, so their names decided; a model that predicts"
+                " one class everywhere agrees with itself"
+            )
     masks = PseudoMasks(store, filters, weight=weight, images=best)
     notes: dict[str, Any] = dict(store=str(store.path.resolve()), pseudo_masks=masks.to_dict(), store_checkpoint=which)
     stage_options = replace(options, method=chosen.method, pretrained=initial_weights(given, options))

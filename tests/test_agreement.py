@@ -222,7 +222,9 @@ def test_the_best_images_are_kept_and_ties_follow_the_ids(tmp_path: Path) -> Non
     names = list("edcba")
     best = keep_images(0.6, store, names)
     assert (best.kept, best.left_out) == (("b", "c", "d"), frozenset("ae"))
-    assert best.threshold == 0.5
+    assert (best.threshold, best.tied) == (0.5, True), "e agrees as much as d"
+    assert not keep_images(0.8, store, names).tied
+    assert not keep_images(0.2, store, names).tied
     assert keep_images(0.5, store, reversed(names)).kept == ("b", "c")  # two and a half
     assert keep_images(0.01, store, names).kept == ("b",)
     assert keep_images(1, store, names).left_out == frozenset()

@@ -3,4 +3,5 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/jitter.py',
 ]
-method = dict(type='PrevMatch', interval=0.025)
+# Threshold and ramp-up as in fixmatch/default, not tuned for this method.
+method = dict(type='PrevMatch', threshold=0.7, rampup=0.2, interval=0.025)

@@ -3,4 +3,5 @@ _base_ = [
     '../_base_/schedules/adamw_2k.py',
     '../_base_/runtime/jitter.py',
 ]
-method = dict(type='UniMatch')
+# Threshold and ramp-up as in fixmatch/default, not tuned for this method.
+method = dict(type='UniMatch', threshold=0.7, rampup=0.2)

@@ -20,12 +20,14 @@ class KeptImages:
         fraction: what the user asked for.
         kept: the best first.
         threshold: the lowest score among them.
+        tied: whether an image that is left out has the same score, so that names decided.
     """
 
     fraction: float
     kept: tuple[str, ...]
     left_out: frozenset[str]
     threshold: float
+    tied: bool
 
     def to_dict(self) -> dict[str, Any]:
         number = len(self.kept)
@@ -55,4 +57,6 @@ def keep_images(
     order = ranked(store, names)
     number = max(math.floor(fraction * len(order) + 1e-9), 1)  # 0.29 * 100 is 28.999...
     kept = tuple(order[:number])
-    return KeptImages(fraction, kept, frozenset(order[number:]), store.image_scores[AGREEMENT][kept[-1]])
+    left_out, scores = order[number:], store.image_scores[AGREEMENT]
+    tied = bool(left_out) and scores[left_out[0]] == scores[kept[-1]]
+    return KeptImages(fraction, kept, frozenset(left_out), scores[kept[-1]], tied)
