@@ -17,7 +17,7 @@ from cv2.typing import MatLike
 from mmcv.transforms import BaseTransform
 from numpy.random import randint, uniform
 
-from sslseg.data.color import change_brightness, change_contrast, change_hue, change_saturation
+from sslseg.data.color import change_brightness, change_contrast, change_hue
 from sslseg.registry import TRANSFORMS
 from sslseg.settings import checked
 
@@ -29,7 +29,7 @@ OPERATIONS: dict[str, tuple[Callable[[MatLike, Any], MatLike], Callable[[], Any]
     "blur": (lambda image, sigma: cv2.GaussianBlur(image, (0, 0), sigma), lambda: uniform(0.1, 2.0)),
     "contrast": (change_contrast, lambda: uniform(0.05, 0.95)),
     "brightness": (change_brightness, lambda: uniform(0.05, 0.95)),
-    "color": (change_saturation, lambda: uniform(0.05, 0.95)),
+    "color": (mmcv.adjust_color, lambda: uniform(0.05, 0.95)),
     "sharpness": (mmcv.adjust_sharpness, lambda: uniform(0.05, 0.95)),
     "posterize": (mmcv.posterize, lambda: randint(4, 8)),  # bits that are kept, 4 to 7
     "solarize": (mmcv.solarize, lambda: randint(1, 256)),

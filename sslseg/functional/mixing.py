@@ -31,9 +31,30 @@ def mixed(mix: str, images: Tensor, targets: Tensor, valid_mask: Tensor) -> tupl
         kept = rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
     if mix == "cutout":
         return images * kept, targets, valid_mask & kept[:, 0]
-    if len(images) < 2:
-        raise UserError(f"{mix} mixes images of a batch, but each rank has only one; raise --unlabeled-batch-size")
+    check_partners(images, mix)
     return paste(images, kept), paste(targets, kept), paste(valid_mask[:, None], kept)[:, 0]
+
+
+def check_partners(images: Tensor, mix: str, *, instead: str = "") -> None:
+    """Raise UserError where an image of a batch has no other one to be mixed with.
+
+    Args:
+        mix: what mixes them.
+        instead: a setting that does without.
+    """
+    if len(images) < 2:
+        remedy = f"raise --unlabeled-batch-size{f', or --set {instead}' if instead else ''}"
+        raise UserError(f"{mix} mixes images of a batch, but each rank has only one; {remedy}")
+
+
+def inside(tops: Tensor, lefts: Tensor, high: Tensor | int, wide: Tensor | int, size: tuple[int, int]) -> Tensor:
+    """Return boxes as maps, True inside; what lies outside of the image is cut off.
+
+    **Shape**: places and sides in pixels, N x 1 x 1 x 1 each, and (H, W) -> N x 1 x H x W bool.
+    """
+    rows = torch.arange(size[0], device=tops.device).reshape(1, 1, -1, 1)
+    columns = torch.arange(size[1], device=tops.device).reshape(1, 1, 1, -1)
+    return (rows >= tops) & (rows < tops + high) & (columns >= lefts) & (columns < lefts + wide)
 
 
 def rectangles(
@@ -60,11 +81,7 @@ def rectangles(
     high, wide = side * high, side * wide
     tops = ((1 - high) * height * uniform[1]).round()
     lefts = ((1 - wide) * width * uniform[2]).round()
-    rows = torch.arange(height, device=device).reshape(1, 1, -1, 1)
-    columns = torch.arange(width, device=device).reshape(1, 1, 1, -1)
-    inside_rows = (rows >= tops) & (rows < tops + (high * height).round())
-    inside_columns = (columns >= lefts) & (columns < lefts + (wide * width).round())
-    return inside_rows & inside_columns
+    return inside(tops, lefts, (high * height).round(), (wide * width).round(), size)
 
 
 def overlaid_rectangles(
@@ -83,8 +100,8 @@ def overlaid_rectangles(
     **Shape**: N, (H, W) -> N x 1 x H x W bool.
     """
     areas = torch.empty(number * count, 1, 1, 1, device=device).uniform_(*area)
-    inside = rectangles(number * count, size, area=areas, side=count**-0.5, device=device)
-    return functools.reduce(torch.logical_xor, inside.unflatten(0, (number, count)).unbind(dim=1))
+    covered = rectangles(number * count, size, area=areas, side=count**-0.5, device=device)
+    return functools.reduce(torch.logical_xor, covered.unflatten(0, (number, count)).unbind(dim=1))
 
 
 def small_boxes(
@@ -114,10 +131,7 @@ def small_boxes(
     first = fits.int().argmax(dim=1, keepdim=True)
     chosen = (torch.rand(number, 1, device=device) < prob) & fits.gather(1, first)
     top, left, high, wide = (values.gather(1, first)[..., None, None] for values in (tops, lefts, high, wide))
-    rows = torch.arange(height, device=device).reshape(1, 1, -1, 1)
-    columns = torch.arange(width, device=device).reshape(1, 1, 1, -1)
-    inside = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
-    return inside & chosen[..., None, None]
+    return inside(top, left, high, wide, size) & chosen[..., None, None]
 
 
 def class_masks(labels: Tensor, num_classes: int, valid_mask: Tensor) -> Tensor:

@@ -19,19 +19,19 @@ pasted pixels without a label count neither in the sum of L_u nor in its divisor
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslseg.errors import UserError
 from sslseg.functional.confidence import normalized_entropy
+from sslseg.functional.mixing import check_partners, inside
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
-from sslseg.functional.schedule import Decay, Duration
-from sslseg.methods.base import Batch, View, move_targets
-from sslseg.methods.ema import DecayStart
-from sslseg.methods.fixmatch import FixMatch
+from sslseg.functional.schedule import Decay
+from sslseg.methods.base import Batch, View
+from sslseg.methods.ema import DecayStart, Teacher
+from sslseg.methods.weak_to_strong import WeakToStrong, seen_in
 from sslseg.registry import MODELS
 from sslseg.settings import checked
 
@@ -54,13 +54,9 @@ def clipped_boxes(number: int, size: tuple[int, int], area: float, *, device: to
 
     **Shape**: N, (H, W) -> N x 1 x H x W bool.
     """
-    inside = []
-    for side in size:
-        half = int(side * area**0.5) // 2
-        center = torch.randint(side // 8, side, (number, 1), device=device)
-        position = torch.arange(side, device=device)
-        inside.append((position >= center - half) & (position < center + half))
-    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+    high, wide = (int(side * area**0.5) // 2 * 2 for side in size)
+    rows, columns = (torch.randint(side // 8, side, (number, 1, 1, 1), device=device) for side in size)
+    return inside(rows - high // 2, columns - wide // 2, high, wide, size)
 
 
 def pasted(box: Tensor, images: Tensor, labels: PseudoLabels, others: Tensor, theirs: PseudoLabels) -> Any:
@@ -73,36 +69,32 @@ def pasted(box: Tensor, images: Tensor, labels: PseudoLabels, others: Tensor, th
 
 
 @MODELS.register_module()
-class AugSeg(FixMatch):
+class AugSeg(WeakToStrong):
     """AugSeg."""
+
+    views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
 
     @checked()
     def __init__(
         self,
         *,
         segmentor: dict[str, Any],
-        threshold: Annotated[float, "tau: the confidence that a pseudo-label must reach; 0 accepts all."] = 0.95,
-        weight: Annotated[float, "lambda_u: weight of the pseudo-labels."] = 1.0,
-        rampup: Annotated[
-            Duration,
-            "Duration over which the weight grows (not in the paper: short trainings start with a poor labeler).",
-        ] = 0.0,
         injection: Annotated[
             bool,
             "Adaptive label injection: labeled pixels in images of low confidence; False: mix unlabeled images only.",
         ] = True,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.999,
         decay_start: DecayStart = 1.0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            segmentor=segmentor, threshold=threshold, weight=weight, rampup=rampup, decay=decay, decay_start=decay_start
-        )
+        super().__init__(segmentor=segmentor, **settings)
         self.injection = injection
+        self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)], start=decay_start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak, strong = (batch[name] for name in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"))
         probabilities = self.teacher(weak["inputs"])
-        own = PseudoLabels.of(move_targets(probabilities, strong), strong["valid"])
+        own = seen_in(strong, PseudoLabels.of(probabilities, weak["valid"]))
         self.acceptance.add(own.classes, own.accepted(self.threshold), own.valid)
         confidence = image_confidence(probabilities, weak["valid"])
         images, labels = self.mix_images(strong["inputs"], own, labeled, confidence)
@@ -118,8 +110,7 @@ class AugSeg(FixMatch):
         **Shape**: N x 3 x H x W, labels N x H x W, confidence N -> images and labels.
         """
         number, size = len(images), (images.shape[-2], images.shape[-1])
-        if number < 2:
-            raise UserError("AugSeg mixes images of a batch, but each rank has only one; raise --unlabeled-batch-size")
+        check_partners(images, "AugSeg")
         others, theirs = self.inject(images, labels, labeled, confidence) if self.injection else (images, labels)
         box = clipped_boxes(number, size, 1.0 - np.random.beta(*UNLABELED_AREA), device=images.device)
         rolled = PseudoLabels(*(values.roll(-1, dims=0) for values in theirs))

@@ -245,14 +245,16 @@ class SemiSegmentor(BaseModel):
     def bare_passes(self, batch: Batch) -> list[Tensor]:
         """Run the networks of one iteration without any loss, and return what a backward pass would start from.
 
-        This is what benchmarks compare an iteration with: here the student on the last view of each stream, and the teacher
-        on the first view of all but the labeled one.
+        This is what benchmarks compare an iteration with: here the student on the further views of each stream, or its only
+        one, and the teacher on the first view of all but the labeled one.
         """
         if self.teacher is not None:
             others = [batch[f"{stream}_{names[0]}"] for stream, names in self.views.items() if stream != "labeled"]
             with torch.no_grad():
                 head_outputs(self.teacher.network, torch.cat([view["inputs"] for view in others]))
-        images = [batch[f"{stream}_{names[-1]}"]["inputs"] for stream, names in self.views.items()]
+        images = [
+            batch[f"{stream}_{name}"]["inputs"] for stream, names in self.views.items() for name in names[1:] or names
+        ]
         return head_outputs(self.student, torch.cat(images))
 
     def bench_parts(self, batch: Batch) -> dict[str, Callable[[], object]]:

@@ -35,9 +35,8 @@ from mmengine.model import BaseModule
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
-from sslseg.errors import UserError
 from sslseg.functional.consistency import cross_entropy, mean
-from sslseg.functional.mixing import overlaid_rectangles, paste
+from sslseg.functional.mixing import check_partners, overlaid_rectangles, paste
 from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
 from sslseg.inference import Predictor, Protocol
 from sslseg.methods.acceptance import Acceptance
@@ -137,11 +136,7 @@ class CPS(SemiSegmentor):
 
         **Shape**: N x 3 x H x W -> N x 1 x H x W bool.
         """
-        if len(images) < 2:
-            raise UserError(
-                "CutMix mixes images of a batch, but each rank has only one; raise --unlabeled-batch-size, or"
-                " --set method.mix=none"
-            )
+        check_partners(images, "CutMix", instead="method.mix=none")
         return ~overlaid_rectangles(len(images), (images.shape[-2], images.shape[-1]), device=images.device)
 
     @torch.no_grad()

@@ -26,14 +26,12 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslseg.errors import UserError
-from sslseg.functional.confidence import confidence
-from sslseg.functional.mixing import paste, small_boxes
+from sslseg.functional.mixing import check_partners, paste, small_boxes
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
-from sslseg.functional.schedule import Decay, Duration, duration, sigmoid_rampup
-from sslseg.methods.acceptance import Acceptance
-from sslseg.methods.base import Batch, SemiSegmentor, View, move_targets
+from sslseg.functional.schedule import Decay
+from sslseg.methods.base import Batch, View
 from sslseg.methods.ema import DecayStart, Teacher
+from sslseg.methods.weak_to_strong import WeakToStrong, seen_in
 from sslseg.registry import MODELS
 from sslseg.settings import checked
 
@@ -47,11 +45,7 @@ def mixing(view: View, prob: float) -> Tensor:
     size = (images.shape[-2], images.shape[-1])
     if not prob:
         return torch.ones(len(images), 1, *size, dtype=torch.bool, device=images.device)
-    if len(images) < 2:
-        raise UserError(
-            "CutMix mixes images of a batch, but each rank has only one; raise --unlabeled-batch-size, or"
-            " --set method.mix_prob=0"
-        )
+    check_partners(images, "CutMix", instead="method.mix_prob=0")
     return ~small_boxes(len(images), size, prob=prob, device=images.device)
 
 
@@ -69,8 +63,11 @@ def halved(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: 0.5 * value for name, value in losses.items()}
 
 
+MixProb = Annotated[float, "Probability that an image of a strong view gets a box of another one."]
+
+
 @MODELS.register_module()
-class FixMatch(SemiSegmentor):
+class FixMatch(WeakToStrong):
     """FixMatch with a mean teacher."""
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
@@ -80,45 +77,25 @@ class FixMatch(SemiSegmentor):
         self,
         *,
         segmentor: dict[str, Any],
-        threshold: Annotated[float, "tau: the confidence that a pseudo-label must reach; 0 accepts all."] = 0.95,
-        weight: Annotated[float, "lambda: weight of the pseudo-labels."] = 1.0,
-        rampup: Annotated[
-            Duration,
-            "Duration over which the weight grows (not in the paper: short trainings start with a poor labeler).",
-        ] = 0.0,
-        mix_prob: Annotated[float, "Probability that an image of a strong view gets a box of another one."] = 0.5,
+        mix_prob: MixProb = 0.5,
         decay: Annotated[Decay, "EMA decay of the teacher."] = 0.996,
         decay_start: DecayStart = 1.0,
+        **settings: Any,
     ) -> None:
-        super().__init__(segmentor=segmentor)
-        self.threshold, self.weight, self.mix_prob = threshold, weight, mix_prob
-        self.rampup = duration(rampup, name="rampup")
-        self.acceptance: Acceptance = Acceptance(self.student.num_classes)
+        super().__init__(segmentor=segmentor, **settings)
+        self.mix_prob = mix_prob
         self.teacher: Teacher = Teacher(self.student, decays=[(0.0, decay)], start=decay_start)
-
-    @property
-    def strong_views(self) -> tuple[str, ...]:
-        return tuple(f"unlabeled_{name}" for name in self.views["unlabeled"][1:])
-
-    @property
-    def current_weight(self) -> float:
-        """The weight of the pseudo-labels in the present iteration."""
-        return self.weight * sigmoid_rampup(self.progress, self.fraction(self.rampup))
-
-    def accepts(self, probabilities: Tensor) -> Tensor:
-        return confidence(probabilities) >= self.threshold
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         labeled, weak = batch["labeled_weak"], batch["unlabeled_weak"]
-        probabilities = self.teacher(weak["inputs"])
+        own = PseudoLabels.of(self.teacher(weak["inputs"]), weak["valid"])
         images, labels = [], []
-        for view in map(batch.__getitem__, self.strong_views):
-            own = PseudoLabels.of(move_targets(probabilities, view), view["valid"])
-            mixed_images, mixed_labels = mix_view(view, own, self.mix_prob)
+        for name in self.views["unlabeled"][1:]:
+            view = batch[f"unlabeled_{name}"]
+            mixed_images, mixed_labels = mix_view(view, seen_in(view, own), self.mix_prob)
+            self.acceptance.add(mixed_labels.classes, mixed_labels.accepted(self.threshold), mixed_labels.valid)
             images.append(mixed_images)
             labels.append(mixed_labels)
-        for pseudo_labels in labels:
-            self.acceptance.add(pseudo_labels.classes, pseudo_labels.accepted(self.threshold), pseudo_labels.valid)
         losses, logits, _ = self.supervise(labeled, torch.cat(images), perturb=self.perturb)
         predicted = logits[len(labeled["inputs"]) :].chunk(len(images))
         terms = [accepted_cross_entropy(*pair, self.threshold) for pair in zip(predicted, labels, strict=True)]
@@ -127,11 +104,3 @@ class FixMatch(SemiSegmentor):
     def perturb(self, features: Sequence[Tensor], labeled: int) -> Sequence[Tensor]:
         """Return the features as they are; ``labeled`` is the number of labeled images, which come first."""
         return features
-
-    def bare_passes(self, batch: Batch) -> list[Tensor]:
-        from sslseg.networks.logits import head_outputs
-
-        with torch.no_grad():
-            head_outputs(self.teacher.network, batch["unlabeled_weak"]["inputs"])
-        names = ("labeled_weak", *self.strong_views)
-        return head_outputs(self.student, torch.cat([batch[name]["inputs"] for name in names]))

@@ -135,8 +135,9 @@ class PrevMatch(UniMatch):
         share = 1.0 / (2.0 + weight)
         losses = self.own_losses(batch, made, share=share)
         if weight:
-            probabilities = self.past_probabilities(batch["unlabeled_weak"]["inputs"])
-            strong, features = self.terms(batch, made, probabilities, self.past_term)
+            weak = batch["unlabeled_weak"]
+            labels = PseudoLabels.of(self.past_probabilities(weak["inputs"]), weak["valid"])
+            strong, features = self.terms(batch, made, labels, self.past_term)
             losses["loss_past"] = share * weight * (strong + features)
         return losses
 

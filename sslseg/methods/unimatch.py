@@ -4,7 +4,7 @@ Yang, Qi, Feng, Zhang and Shi, Revisiting Weak-to-Strong Consistency in Semi-Sup
 
 | paper | here | shape |
 |---|---|---|
-| x_w; x_s1, x_s2 | ``weak``; ``strong_views`` | N x 3 x H x W each |
+| x_w; x_s1, x_s2 | ``weak``; ``STRONG`` | N x 3 x H x W each |
 | p_w, p_fp | ``weak``, ``perturbed`` | N x C x H x W |
 | p_s1, p_s2 | ``strong`` | N x C x H x W each |
 | H(p, argmax p_w) where max p_w >= tau | ``accepted_cross_entropy`` | scalar |
@@ -28,14 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslseg.functional.confidence import confidence
 from sslseg.functional.mixing import paste
 from sslseg.functional.pseudo_labels import PseudoLabels, accepted_cross_entropy
-from sslseg.functional.schedule import Duration, duration, sigmoid_rampup
-from sslseg.methods.acceptance import Acceptance
-from sslseg.methods.base import Batch, SemiSegmentor, move_targets
-from sslseg.methods.fixmatch import mixing
+from sslseg.methods.base import Batch
+from sslseg.methods.fixmatch import MixProb, mixing
 from sslseg.methods.unimatch_v2 import check_maps
+from sslseg.methods.weak_to_strong import WeakToStrong, seen_in
 from sslseg.networks.logits import head_outputs, logits_of
 from sslseg.registry import MODELS
 from sslseg.settings import checked
@@ -58,7 +56,7 @@ class Predictions(NamedTuple):
 
 
 @MODELS.register_module()
-class UniMatch(SemiSegmentor):
+class UniMatch(WeakToStrong):
     """UniMatch."""
 
     views: ClassVar[dict[str, tuple[str, ...]]] = {"labeled": ("weak",), "unlabeled": ("weak", "strong", "strong_2")}
@@ -68,29 +66,13 @@ class UniMatch(SemiSegmentor):
         self,
         *,
         segmentor: dict[str, Any],
-        threshold: Annotated[float, "tau: the confidence that a pseudo-label must reach; 0 accepts all."] = 0.95,
-        weight: Annotated[float, "lambda: weight of the pseudo-labels."] = 1.0,
         image_share: Annotated[float, "mu: share of the strong views; the rest is the perturbed features'."] = 0.5,
         dropout: Annotated[float, "Fraction of the channels that the perturbation of the features drops."] = 0.5,
-        rampup: Annotated[
-            Duration,
-            "Duration over which the weight grows (not in the paper: short trainings start with a poor labeler).",
-        ] = 0.0,
-        mix_prob: Annotated[float, "Probability that an image of a strong view gets a box of another one."] = 0.5,
+        mix_prob: MixProb = 0.5,
+        **settings: Any,
     ) -> None:
-        super().__init__(segmentor=segmentor)
-        self.threshold, self.weight, self.image_share = threshold, weight, image_share
-        self.dropout, self.mix_prob = dropout, mix_prob
-        self.rampup = duration(rampup, name="rampup")
-        self.acceptance: Acceptance = Acceptance(self.student.num_classes)
-
-    @property
-    def current_weight(self) -> float:
-        """The weight of the pseudo-labels in the present iteration."""
-        return self.weight * sigmoid_rampup(self.progress, self.fraction(self.rampup))
-
-    def accepts(self, probabilities: Tensor) -> Tensor:
-        return confidence(probabilities) >= self.threshold
+        super().__init__(segmentor=segmentor, **settings)
+        self.image_share, self.dropout, self.mix_prob = image_share, dropout, mix_prob
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.own_losses(batch, self.predict(batch), share=0.5)
@@ -108,30 +90,22 @@ class UniMatch(SemiSegmentor):
     def own_losses(self, batch: Batch, made: Predictions, *, share: float) -> dict[str, Tensor]:
         """Return L_x and lambda L_u, multiplied by ``share``, with the student's own classes as labels."""
         term = functools.partial(accepted_cross_entropy, threshold=self.threshold)
-        probabilities = made.weak.detach().softmax(dim=1)
-        labels = PseudoLabels.of(probabilities, batch["unlabeled_weak"]["valid"])
+        labels = PseudoLabels.of(made.weak.detach().softmax(dim=1), batch["unlabeled_weak"]["valid"])
         self.acceptance.add(labels.classes, labels.accepted(self.threshold), labels.valid)
-        strong, features = self.terms(batch, made, probabilities, term)
+        strong, features = self.terms(batch, made, labels, term)
         return {name: share * value for name, value in made.losses.items()} | dict(
             loss_strong=share * self.current_weight * strong, loss_features=share * self.current_weight * features
         )
 
     def terms(
-        self,
-        batch: Batch,
-        made: Predictions,
-        probabilities: Tensor,
-        term: Callable[[Tensor, PseudoLabels], Tensor],
+        self, batch: Batch, made: Predictions, labels: PseudoLabels, term: Callable[[Tensor, PseudoLabels], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return mu / 2 (L_s1 + L_s2) and (1 - mu) L_fp, with the classes of the weak views' ``probabilities`` as labels.
-
-        **Shape**: N x C x H x W -> two scalars.
-        """
-        strong = []
-        for view, logits, kept in zip(map(batch.__getitem__, STRONG), made.strong, made.kept, strict=True):
-            labels = PseudoLabels.of(move_targets(probabilities, view), view["valid"])
-            strong.append(term(logits, labels.pasted(kept)))
-        features = term(made.perturbed, PseudoLabels.of(probabilities, batch["unlabeled_weak"]["valid"]))
+        """Return mu / 2 (L_s1 + L_s2) and (1 - mu) L_fp, learned from labels of the weak views."""
+        strong = [
+            term(logits, seen_in(batch[name], labels).pasted(kept))
+            for name, logits, kept in zip(STRONG, made.strong, made.kept, strict=True)
+        ]
+        features = term(made.perturbed, labels)
         return self.image_share * torch.stack(strong).mean(), (1.0 - self.image_share) * features
 
     def add_perturbed(self, features: Sequence[Tensor], labeled: int) -> Sequence[Tensor]:

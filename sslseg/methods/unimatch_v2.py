@@ -4,7 +4,7 @@ Yang, Zhao and Zhao, UniMatch V2: Pushing the Limit of Semi-Supervised Semantic 
 
 | paper | here | shape |
 |---|---|---|
-| x_s1, x_s2 | ``strong_views`` | N x 3 x H x W each |
+| x_s1, x_s2 | the views ``strong``, ``strong_2`` | N x 3 x H x W each |
 | M in {0, 2}^C from Binomial(0.5), and 2 - M | ``complementary_masks`` | 2 N x C x 1 x 1 |
 | M * e(x_s1), (2 - M) * e(x_s2) | ``perturb`` | 2 N x C x h x w |
 | L = 1/2 (L_x + lambda 1/2 (L_s1 + L_s2)) | ``FixMatch.loss`` | scalar |
